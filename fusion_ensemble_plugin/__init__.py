@@ -1,0 +1,37 @@
+"""Parallel ensembles of models for FusionBench.
+
+The names below are loaded on first use, so that importing the package (which Hydra does in every process that composes
+one of its configs) costs neither torch nor FusionBench.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fusion_ensemble_plugin.algorithms import SimpleEnsembleAlgorithm
+    from fusion_ensemble_plugin.ensemble import ParallelEnsemble
+    from fusion_ensemble_plugin.placement import Placement
+    from fusion_ensemble_plugin.reducer import Reducer
+
+__version__ = "0.1.0"
+
+__all__ = ["ParallelEnsemble", "Placement", "Reducer", "SimpleEnsembleAlgorithm", "__version__"]
+
+_MODULE_OF = {
+    "SimpleEnsembleAlgorithm": "algorithms",
+    "ParallelEnsemble": "ensemble",
+    "Placement": "placement",
+    "Reducer": "reducer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

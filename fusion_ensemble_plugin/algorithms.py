@@ -1,0 +1,131 @@
+"""FusionBench methods: ``method=ensemble/...``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from fusion_bench.method.base_algorithm import BaseAlgorithm
+from fusion_bench.mixins.serialization import auto_register_config
+from omegaconf import OmegaConf
+
+from fusion_ensemble_plugin.ensemble import ParallelEnsemble, check_names
+from fusion_ensemble_plugin.host import warn_if_untested
+from fusion_ensemble_plugin.loading import load_members, member_names
+from fusion_ensemble_plugin.placement import DeviceMap, resolve
+from fusion_ensemble_plugin.plugins import executor_factory, make_reducer
+from fusion_ensemble_plugin.weights import Weights, resolve_weights
+
+log = logging.getLogger(__name__)
+
+
+@auto_register_config
+class SimpleEnsembleAlgorithm(BaseAlgorithm):
+    """The parallel ensemble of all models in a pool: y(x) = 1/N sum_i f_i(x).
+
+    Every argument is plain data, as it stands in ``config/method/ensemble/simple_ensemble.yaml``.
+
+    Args:
+        device_map: Where members go: None (they stay), "auto", one device, a list, or a mapping from member index or
+        name. reducer: Name of a reducer, or a mapping with ``_target_``; None for the variant's own (here the mean).
+        weights: One number a member, as a list or by name; None for equal weights.
+        executor: "auto", "sequential", "threads", or the name of a plugin's executor.
+        output_keys: Keep only these fields of the members' outputs; None for all.
+        output_device: Where outputs come back; None for the input's accelerator, else the first member's device.
+        dtype: Cast the members to this floating dtype ("float16", "bfloat16", "float32", "float64"); None leaves them.
+
+    Examples:
+        >>> ensemble = SimpleEnsembleAlgorithm(device_map="cpu").run([torch.nn.Identity(), torch.nn.ReLU()])
+        >>> ensemble(torch.tensor([-2.0, 4.0]))
+        tensor([-1.,  4.])
+    """
+
+    ensemble_class = ParallelEnsemble
+    """What a variant changes: the ensemble that `run` builds."""
+
+    device_map: Any  # set from the constructor's arguments by `auto_register_config`, as are all others
+
+    def __init__(
+        self,
+        device_map: DeviceMap = None,
+        reducer: str | Mapping[str, Any] | None = None,
+        weights: Weights = None,
+        executor: str = "auto",
+        output_keys: Sequence[str] | None = None,
+        output_device: str | None = None,
+        dtype: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+
+    def run(self, modelpool: Any) -> ParallelEnsemble:
+        """Load the members and build the ensemble.
+
+        Args:
+            modelpool: A FusionBench model pool, or a list or mapping of modules.
+
+        Raises:
+            ValueError: If an option is wrong, before any model is loaded; the message lists all that is.
+            Exception: A member's own loading error, with a note that names the member.
+        """
+        warn_if_untested()
+        names = member_names(modelpool)
+        options = self._checked_options(names)
+        placement = resolve(plain(self.device_map), names)
+        log.info("ensemble of %d members: %s", len(names), ", ".join(names))
+        models = list(load_members(modelpool, names, placement, options.pop("dtype")))
+        device_map = None if placement is None else placement.devices
+        return self.ensemble_class(models, device_map, names=names, **options)
+
+    def _checked_options(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return the ensemble's options as plain data, all checked."""
+        options = {
+            key: plain(getattr(self, key))
+            for key in ("reducer", "weights", "executor", "output_keys", "output_device", "dtype")
+        }
+        checks = [
+            lambda: check_names(names, len(names)),
+            lambda: resolve(plain(self.device_map), names),
+            lambda: resolve(options["output_device"], ["output"], option="output_device"),
+            lambda: resolve_weights(options["weights"], names),
+            lambda: make_reducer(options["reducer"] or self.ensemble_class.default_reducer),
+            lambda: executor_factory(options["executor"]),
+            lambda: torch_dtype(options["dtype"]),
+        ]
+        problems = [problem for check in checks if (problem := _problem(check))]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return {**options, "dtype": torch_dtype(options["dtype"])}
+
+
+def plain(value: Any) -> Any:
+    """Turn an OmegaConf node into plain Python data; leave everything else."""
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def torch_dtype(name: str | None) -> torch.dtype | None:
+    """Return a floating dtype by its torch name, with or without ``torch.``.
+
+    Raises:
+        ValueError: If there is no such floating dtype.
+
+    Examples:
+        >>> torch_dtype("bfloat16")
+        torch.bfloat16
+    """
+    if name is None:
+        return None
+    dtype = getattr(torch, str(name).removeprefix("torch."), None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype={name!r}: needed is float16, bfloat16, float32 or float64")
+    return dtype
+
+
+def _problem(check: Any) -> str:
+    try:
+        check()
+    except (ValueError, TypeError) as error:
+        return str(error)
+    return ""

@@ -1,0 +1,117 @@
+"""Running calls: one after another, or each on a long-lived worker of its own.
+
+An executor gets one call for each worker and returns the results in order. It knows nothing of models or devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from threading import Thread
+from typing import Protocol, TypeVar
+
+import torch
+
+from fusion_ensemble_plugin.caller_state import with_caller_state
+
+T = TypeVar("T")
+
+
+class Executor(Protocol):
+    """Runs one call for each worker.
+
+    It is made as ``factory(cores)``, where ``cores`` maps each worker's name to its share of the CPU cores, or to None
+    for a worker that keeps torch's setting.
+    """
+
+    def run(self, calls: Mapping[str, Callable[[], T]]) -> list[T]:
+        """Run all calls (worker name to call) and return their results in the same order.
+
+        Raises:
+            Exception: The error of the first call, in order, that failed. All others have ended by then.
+        """
+        ...
+
+    def close(self) -> None:
+        """End all workers; they may be started again by the next `run`."""
+        ...
+
+
+class SequentialExecutor:
+    """Runs the calls one after another in the calling thread.
+
+    Examples:
+        >>> SequentialExecutor({}).run({"a": lambda: 1, "b": lambda: 2})
+        [1, 2]
+    """
+
+    def __init__(self, cores: Mapping[str, int | None]) -> None:
+        del cores  # the calling thread keeps its own setting
+
+    def run(self, calls: Mapping[str, Callable[[], T]]) -> list[T]:
+        """Run in order; the first error ends the run."""
+        return [call() for call in calls.values()]
+
+    def close(self) -> None:
+        """Do nothing: there are no workers."""
+
+
+class ThreadsExecutor:
+    """Runs each call on its worker's own thread, all at the same time.
+
+    Threads start on first use and live as long as the executor. Calls see the caller's torch state (see
+    `fusion_ensemble_plugin.caller_state`).
+
+    Args:
+        cores: Worker name to number of torch's intra-op threads in that worker.
+
+    Examples:
+        >>> threads = ThreadsExecutor({"a": None, "b": None})
+        >>> threads.run({"a": lambda: 1, "b": lambda: 2})
+        [1, 2]
+        >>> threads.close()
+    """
+
+    def __init__(self, cores: Mapping[str, int | None]) -> None:
+        self._cores = dict(cores)
+        self._workers: dict[str, ThreadPoolExecutor] = {}
+
+    def run(self, calls: Mapping[str, Callable[[], T]]) -> list[T]:
+        """Run at the same time; an error waits for the others, an interrupt drops those not yet begun."""
+        futures = [self._worker(name).submit(with_caller_state(call)) for name, call in calls.items()]
+        try:
+            wait(futures)
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
+            del futures  # an error's traceback holds this frame; it must not hold the results too
+
+    def close(self) -> None:
+        """End the threads."""
+        workers, self._workers = self._workers, {}
+        for worker in workers.values():
+            worker.shutdown()
+
+    def _worker(self, name: str) -> ThreadPoolExecutor:
+        if name not in self._workers:
+            worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"ensemble-{name}")
+            _share_cores(worker, self._cores.get(name))
+            self._workers[name] = worker
+        return self._workers[name]
+
+
+def _share_cores(worker: ThreadPoolExecutor, cores: int | None) -> None:
+    """Give a worker its number of intra-op threads and leave every other thread's number as it was.
+
+    ``torch.set_num_threads`` sets the calling thread's number and also the default of threads that start later, so the
+    default is put back, by a thread that ends at once. A worker that has not read its number yet would take that
+    default on its first operation and lose its own: so it reads first.
+    """
+    if cores is None:
+        return
+    default = worker.submit(torch.get_num_threads).result()
+    worker.submit(torch.set_num_threads, cores).result()
+    restore = Thread(target=torch.set_num_threads, args=(default,))
+    restore.start()
+    restore.join()

@@ -1,0 +1,53 @@
+"""Members that write into their input: neither the next member nor the caller may see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusion_ensemble_plugin.tree import flatten, map_leaves
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class InputGuard:
+    """Gives a member a copy of its input until it has shown that it leaves it alone, and for good if it does not.
+
+    The first call always gets a copy, and the tensors' version counters tell whether it was written to. After that the
+    member shares the input with the others; should it write later all the same (in a branch not taken before), the call
+    fails and names it, and from then on it gets copies too.
+    """
+
+    def __init__(self) -> None:
+        self._shares: bool | None = None
+
+    def call(self, member: Callable[..., Any], name: str, inputs: Inputs) -> Any:
+        """Call a member.
+
+        Raises:
+            RuntimeError: If the member wrote into an input that it had left alone before.
+        """
+        args, kwargs = inputs if self._shares else map_leaves(_copied, inputs)
+        tensors = [leaf for leaf in flatten((args, kwargs))[0] if isinstance(leaf, Tensor) and not leaf.is_inference()]
+        before = [tensor._version for tensor in tensors]
+        output = member(*args, **kwargs)
+        written = any(tensor._version != version for tensor, version in zip(tensors, before))
+        if written and self._shares:
+            self._shares = False
+            raise RuntimeError(
+                f"member {name!r} wrote into its input in place, which other members and the caller share; it had not "
+                "done so before. It gets a copy of its own from the next call on."
+            )
+        if self._shares is None:
+            self._shares = not written
+        return output
+
+
+def _copied(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    with torch.inference_mode(False):  # an inference tensor counts no versions; its copy made here does
+        return leaf.clone()
