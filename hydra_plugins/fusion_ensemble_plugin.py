@@ -1,4 +1,4 @@
-"""Puts this package's configs before FusionBench's own; Hydra imports this file in every Hydra app, so it stays tiny."""
+"""Puts our configs before FusionBench's own. Hydra imports this file in every Hydra app, so it stays tiny."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _extend(search_path: ConfigSearchPath) -> None:
         search_path.prepend(*ours)
     else:
         search_path.append(*ours)
-    root = os.path.dirname(list(sys.modules["fusion_bench"].__path__)[0])
+    root = os.path.dirname(next(iter(sys.modules["fusion_bench"].__path__)))
     for name in ("fusion_bench_config", "config"):  # the wheel's layout, a source checkout's
         if os.path.isfile(os.path.join(root, name, _PRIMARY_CONFIG)):
             search_path.append("fusion_bench", os.path.join(root, name))
