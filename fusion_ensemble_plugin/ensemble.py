@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fusion_ensemble_plugin.executor import Executor
+from fusion_ensemble_plugin.groups import Group, group_members, share_cores
 from fusion_ensemble_plugin.guard import InputGuard, Inputs
 from fusion_ensemble_plugin.members import Members, member_device
 from fusion_ensemble_plugin.notes import add_note
@@ -22,8 +23,8 @@ from fusion_ensemble_plugin.reducer import Reducer
 from fusion_ensemble_plugin.transfer import device_of, scatter, torch_device
 from fusion_ensemble_plugin.weights import Weights, resolve_weights
 
-_Groups = dict[str, tuple[torch.device | None, tuple[int, ...]]]
-"""Worker name to the device and the members of that worker."""
+MemberCall = Callable[[int, nn.Module, tuple[Any, ...], dict[str, Any]], Any]
+"""What is done with one member: ``call(index, member, args, kwargs)``."""
 
 _starting = Lock()
 
@@ -117,47 +118,40 @@ class ParallelEnsemble(nn.Module):
             TypeError: If an input cannot be moved to a member's device.
             ValueError: If the members' outputs do not fit together, naming field and members.
         """
-        groups = self._groups()
-        inputs = scatter((args, kwargs), [device for device, _ in groups.values()])
-        calls = {
-            place: partial(self._run_group, members, inputs[device]) for place, (device, members) in groups.items()
-        }
-        folds = self._executor_for(tuple(groups)).run(calls)
-        return self._reduce(folds, self._target(args, kwargs, groups))
+        return self.run_members(_call, *args, **kwargs)
+
+    def run_members(self, call: MemberCall, *args: Any, **kwargs: Any) -> Any:
+        """Run a call on every member, each where it is and all at the same time, and reduce what they return.
+
+        Args:
+            call: What is done with a member: ``call(index, member, args, kwargs)``, with the inputs on the member's device.
+            *args: Inputs.
+            **kwargs: Inputs.
+        """
+        groups = group_members(self.model_list, self.member_weights)
+        inputs = scatter((args, kwargs), [group.device for group in groups])
+        calls = {group.worker: partial(self._run_group, call, group, inputs[group.device]) for group in groups}
+        folds = self._executor_for(groups).run(calls)
+        return self._reduce(folds, self._target((args, kwargs), groups))
 
     def close(self) -> None:
         """End the workers; the next forward starts them again."""
         if self._executor is not None:
             self._executor[1].close()
 
-    def _groups(self) -> _Groups:
-        """Return each worker's device and members, members of weight zero left out."""
-        if self.placement is not None:
-            groups: _Groups = {
-                place: (torch_device(place), members) for place, members in self.placement.groups.items()
-            }
-        else:
-            groups = {}
-            for index, member in enumerate(self.model_list):
-                device = member_device(member)
-                groups[str(device)] = (device, (*groups.get(str(device), (None, ()))[1], index))
-        weighty = {
-            place: (device, tuple(index for index in members if self.member_weights[index]))
-            for place, (device, members) in groups.items()
-        }
-        return {place: group for place, group in weighty.items() if group[1]}
-
-    def _run_group(self, members: Sequence[int], inputs: Inputs) -> Fold:
-        """Run some members one after another and fold their outputs as they come."""
+    def _run_group(self, call: MemberCall, group: Group, inputs: Inputs) -> Fold:
+        """Run the members of one worker one after another and fold their outputs as they come."""
         fold = Fold(self.reducer, self.output_keys)
-        for index in members:
-            fold.add(index, self.names[index], self._run_member(index, inputs), self.member_weights[index])
+        for index in group.members:
+            output = self._run_member(call, index, inputs)
+            fold.add(index, self.names[index], output, self.member_weights[index])
+            del output  # it must not stay alive while the next member runs
         return fold
 
-    def _run_member(self, index: int, inputs: Inputs) -> Any:
+    def _run_member(self, call: MemberCall, index: int, inputs: Inputs) -> Any:
         member, name = self.model_list[index], self.names[index]
         try:
-            return self._guards[index].call(member, name, inputs)
+            return self._guards[index].call(lambda *args, **kwargs: call(index, member, args, kwargs), name, inputs)
         except Exception as error:
             where = self.placement.devices[index] if self.placement else member_device(member)
             add_note(error, f"raised by ensemble member {name!r} (index {index}) on {where}")
@@ -171,22 +165,22 @@ class ParallelEnsemble(nn.Module):
             total.merge(fold)
         return total.lower()
 
-    def _target(self, args: Any, kwargs: Any, groups: _Groups) -> torch.device | None:
+    def _target(self, inputs: Inputs, groups: Sequence[Group]) -> torch.device | None:
         """Return where the output comes back."""
-        given = device_of((args, kwargs))
+        given = device_of(inputs)
         if self.output_device is not None:
             return self.output_device
         if given is not None and given.type not in ("cpu", "meta"):
             return given
-        return member_device(self.model_list[0]) or next((device for device, _ in groups.values() if device), None)
+        return member_device(self.model_list[0]) or next((group.device for group in groups if group.device), None)
 
-    def _executor_for(self, workers: tuple[str, ...]) -> Executor:
+    def _executor_for(self, groups: Sequence[Group]) -> Executor:
         """Return the workers' executor, made on first use, and anew in a forked process, where threads are gone."""
-        key = (workers, os.getpid())
+        key = (tuple(group.worker for group in groups), os.getpid())
         with _starting:
             if self._executor is None or self._executor[0] != key:
-                automatic = "threads" if self.placement is not None and len(workers) > 1 else "sequential"
-                self._executor = (key, executor_factory(self._executor_spec, automatic)(_cores(workers)))
+                automatic = "threads" if self.placement is not None and len(groups) > 1 else "sequential"
+                self._executor = (key, executor_factory(self._executor_spec, automatic)(share_cores(groups)))
             return self._executor[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -212,13 +206,9 @@ def check_names(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
     return checked
 
 
-def _cores(workers: Sequence[str]) -> dict[str, int | None]:
-    """Split torch's intra-op threads between the CPU workers if there are several."""
-    lanes = [worker for worker in workers if worker.startswith("cpu")] if len(workers) > 1 else []
-    if len(lanes) < 2:
-        return dict.fromkeys(workers)
-    share, extra = divmod(torch.get_num_threads(), len(lanes))
-    return {**dict.fromkeys(workers), **{lane: max(1, share + (i < extra)) for i, lane in enumerate(lanes)}}
+def _call(index: int, member: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    del index
+    return member(*args, **kwargs)
 
 
 def _one_device(device: str | torch.device) -> str:
