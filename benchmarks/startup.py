@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -16,44 +17,50 @@ from pathlib import Path
 from statistics import median
 
 COMMAND = [str(Path(sys.executable).with_name("fusion_bench")), "--cfg", "job", "method=ensemble/simple_ensemble"]
-LIMIT = 0.1  # seconds, the promise that CHANGELOG and README make
+LIMIT = 0.1  # seconds of wall clock
 
 
-def seconds(switch: str, folder: str) -> float:
-    """Return how long one start takes with ``FUSION_ENSEMBLE_PLUGIN`` set to the switch."""
-    start = time.perf_counter()
-    subprocess.run(
-        COMMAND, env={**os.environ, "FUSION_ENSEMBLE_PLUGIN": switch}, cwd=folder, check=True, capture_output=True
-    )
-    return time.perf_counter() - start
+def start(switch: str, folder: str) -> tuple[float, float]:
+    """Return one start's (wall, CPU) seconds with ``FUSION_ENSEMBLE_PLUGIN`` set to the switch."""
+    environment = {**os.environ, "FUSION_ENSEMBLE_PLUGIN": switch}
+    wall, cpu = time.perf_counter(), _cpu_of_children()
+    subprocess.run(COMMAND, env=environment, cwd=folder, check=True, capture_output=True)
+    return time.perf_counter() - wall, _cpu_of_children() - cpu
 
 
-def differences(pairs: int, folder: str) -> list[tuple[float, float]]:
-    """Return (on, off) in seconds a pair; which of the two goes first changes from pair to pair."""
-    seconds("on", folder)  # fills the disk cache
+def _cpu_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def paired_starts(pairs: int, folder: str) -> list[dict[str, tuple[float, float]]]:
+    """Start both ways ``pairs`` times; which goes first changes from pair to pair."""
+    start("on", folder)  # fills the disk cache
     results = []
     for number in range(pairs):
         order = ("on", "off") if number % 2 else ("off", "on")
-        times = {switch: seconds(switch, folder) for switch in order}
-        results.append((times["on"], times["off"]))
-        print(f"pair {number + 1}: on {times['on']:.3f} s, off {times['off']:.3f} s", flush=True)
+        times = {switch: start(switch, folder) for switch in order}
+        results.append(times)
+        print(f"pair {number + 1}: on {times['on'][0]:.3f} s, off {times['off'][0]:.3f} s", flush=True)
     return results
 
 
 def main() -> int:
-    """Print the median difference; exit 1 if it is over the limit."""
+    """Print the median differences; exit 1 if the wall clock's is over the limit."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=9, help="paired runs (default: 9)")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        pairs = differences(arguments.pairs, folder)
-    added = median(on - off for on, off in pairs)
-    host = median(off for _, off in pairs)
-    print(f"start-up: the plugin adds {added:+.3f} s (median of {len(pairs)} pairs) to the host's {host:.3f} s")
+        pairs = paired_starts(arguments.pairs, folder)
+    wall, cpu = (median(pair["on"][clock] - pair["off"][clock] for pair in pairs) for clock in (0, 1))
+    host = median(pair["off"][0] for pair in pairs)
+    print(f"start-up: the plugin adds {wall:+.3f} s wall, {cpu:+.3f} s CPU (medians of {len(pairs)} pairs)")
+    print(f"          to the host's {host:.3f} s; the limit is {LIMIT} s")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"added_s": added, "host_s": host, "pairs_s": pairs}, indent=2) + "\n")
-    return int(added > LIMIT)
+        figures = {"added_wall_s": wall, "added_cpu_s": cpu, "host_wall_s": host, "pairs": pairs}
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    return int(wall > LIMIT)
 
 
 if __name__ == "__main__":
