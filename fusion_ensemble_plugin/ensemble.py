@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from fusion_ensemble_plugin.device_map import DeviceMap
 from fusion_ensemble_plugin.executor import Executor
 from fusion_ensemble_plugin.groups import Group, group_members, share_cores
 from fusion_ensemble_plugin.guard import InputGuard, Inputs
 from fusion_ensemble_plugin.members import Members, member_device
 from fusion_ensemble_plugin.notes import add_note
 from fusion_ensemble_plugin.outputs import Fold
-from fusion_ensemble_plugin.placement import DeviceMap, Placement, resolve
+from fusion_ensemble_plugin.placement import Placement, resolve
 from fusion_ensemble_plugin.plugins import executor_factory, make_reducer
 from fusion_ensemble_plugin.reducer import Reducer
 from fusion_ensemble_plugin.transfer import device_of, scatter, torch_device
@@ -118,30 +119,32 @@ class ParallelEnsemble(nn.Module):
             TypeError: If an input cannot be moved to a member's device.
             ValueError: If the members' outputs do not fit together, naming field and members.
         """
-        return self.run_members(_call, *args, **kwargs)
+        return self.run_members(_call, (args, kwargs))
 
-    def run_members(self, call: MemberCall, *args: Any, **kwargs: Any) -> Any:
+    def run_members(self, call: MemberCall, inputs: Inputs, new_fold: Callable[[], Fold] | None = None) -> Any:
         """Run a call on every member, each where it is and all at the same time, and reduce what they return.
 
         Args:
-            call: What is done with a member: ``call(index, member, args, kwargs)``, with the inputs on the member's device.
-            *args: Inputs.
-            **kwargs: Inputs.
+            call: What is done with a member: ``call(index, member, args, kwargs)``, with the inputs on the member's
+            device. inputs: Positional and keyword inputs, for every member the same.
+            new_fold: Makes what takes in the outputs; default: a fold by this ensemble's reducer and output keys.
         """
+        new_fold = new_fold or partial(Fold, self.reducer, self.output_keys)
         groups = group_members(self.model_list, self.member_weights)
-        inputs = scatter((args, kwargs), [group.device for group in groups])
-        calls = {group.worker: partial(self._run_group, call, group, inputs[group.device]) for group in groups}
+        there = scatter(inputs, [group.device for group in groups])
+        calls = {
+            group.worker: partial(self._run_group, call, group, there[group.device], new_fold()) for group in groups
+        }
         folds = self._executor_for(groups).run(calls)
-        return self._reduce(folds, self._target((args, kwargs), groups))
+        return self._reduce(folds, new_fold(), self._target(inputs, groups))
 
     def close(self) -> None:
         """End the workers; the next forward starts them again."""
         if self._executor is not None:
             self._executor[1].close()
 
-    def _run_group(self, call: MemberCall, group: Group, inputs: Inputs) -> Fold:
+    def _run_group(self, call: MemberCall, group: Group, inputs: Inputs, fold: Fold) -> Fold:
         """Run the members of one worker one after another and fold their outputs as they come."""
-        fold = Fold(self.reducer, self.output_keys)
         for index in group.members:
             output = self._run_member(call, index, inputs)
             fold.add(index, self.names[index], output, self.member_weights[index])
@@ -157,8 +160,7 @@ class ParallelEnsemble(nn.Module):
             add_note(error, f"raised by ensemble member {name!r} (index {index}) on {where}")
             raise
 
-    def _reduce(self, folds: Sequence[Fold], target: torch.device | None) -> Any:
-        total = Fold(self.reducer, self.output_keys)
+    def _reduce(self, folds: Sequence[Fold], total: Fold, target: torch.device | None) -> Any:
         for fold in folds:
             if target is not None:
                 fold.move(target)
