@@ -125,8 +125,8 @@ class ParallelEnsemble(nn.Module):
         """Run a call on every member, each where it is and all at the same time, and reduce what they return.
 
         Args:
-            call: What is done with a member: ``call(index, member, args, kwargs)``, with the inputs on the member's
-            device. inputs: Positional and keyword inputs, for every member the same.
+            call: What is done with a member: ``call(index, member, args, kwargs)``, inputs on its device.
+            inputs: Positional and keyword inputs, for every member the same.
             new_fold: Makes what takes in the outputs; default: a fold by this ensemble's reducer and output keys.
         """
         new_fold = new_fold or partial(Fold, self.reducer, self.output_keys)
