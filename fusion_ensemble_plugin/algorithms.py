@@ -11,10 +11,11 @@ from fusion_bench.method.base_algorithm import BaseAlgorithm
 from fusion_bench.mixins.serialization import auto_register_config
 from omegaconf import OmegaConf
 
+from fusion_ensemble_plugin.device_map import DeviceMap
 from fusion_ensemble_plugin.ensemble import ParallelEnsemble, check_names
 from fusion_ensemble_plugin.host import warn_if_untested
 from fusion_ensemble_plugin.loading import load_members, member_names
-from fusion_ensemble_plugin.placement import DeviceMap, resolve
+from fusion_ensemble_plugin.placement import resolve
 from fusion_ensemble_plugin.plugins import executor_factory, make_reducer
 from fusion_ensemble_plugin.weights import Weights, resolve_weights
 

@@ -1,22 +1,13 @@
-"""Which member runs where: what a user writes (a *device map*) and what it means (a *placement*).
-
-Pure data. Nothing here loads a model or touches a tensor, so every mistake in a device map is told before any load.
-"""
+"""Which member runs where: what a device map means, and what memory allows. Pure data."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-DeviceMap = None | str | int | Sequence[Any] | Mapping[Any, Any]
-"""``None``, ``"auto"``, one device, a list of one device a member, or a mapping from member index or name to device."""
-
-UNLIMITED = -1
-"""The number of devices of a type that has no fixed number: CPU lanes, and ``meta``."""
-
-_DEVICE = re.compile(r"^(?P<type>[a-z_]+[a-z0-9_]*?)(:(?P<index>\d+))?$")
+from fusion_ensemble_plugin.device_map import DeviceMap, accelerators, allowed, present_devices, written_devices
+from fusion_ensemble_plugin.memory import OFFLOAD, bounds, choose_offloaded, memory_of, room_for, show_bytes
 
 
 @dataclass(frozen=True)
@@ -32,6 +23,7 @@ class Placement:
     """
 
     devices: tuple[str, ...]
+    offloaded: tuple[int, ...] = ()
 
     @property
     def groups(self) -> dict[str, tuple[int, ...]]:
@@ -42,137 +34,109 @@ class Placement:
         return groups
 
 
-def present_devices() -> dict[str, int]:
-    """Count the devices of each type that this process can use.
-
-    Returns:
-        Device type to number of devices; ``UNLIMITED`` for ``cpu`` (any number of lanes) and ``meta``.
-
-    Examples:
-        >>> present_devices()["cpu"] == UNLIMITED
-        True
-    """
-    import torch
-
-    present = {"cpu": UNLIMITED, "meta": UNLIMITED}
-    for kind in ("cuda", "xpu", "mps"):
-        backend = getattr(torch, kind, None)
-        if backend is not None and backend.is_available():
-            present[kind] = backend.device_count()
-    return present
-
-
 def resolve(
-    device_map: DeviceMap, names: Sequence[str], sizes: Sequence[int] | None = None, option: str = "device_map"
+    device_map: DeviceMap | Placement,
+    names: Sequence[str],
+    sizes: Sequence[int] | None = None,
+    *,
+    lanes: int | None = None,
+    max_memory: Mapping[Any, Any] | None = None,
+    offload: str | None = None,
+    option: str = "device_map",
 ) -> Placement | None:
     """Turn a device map into a placement.
 
     Args:
-        device_map: What the user wrote; see `DeviceMap`.
+        device_map: What the user wrote; see `DeviceMap`. A placement is returned as it is.
         names: The members' names, in order.
-        sizes: Bytes of each member, for ``"auto"``; without them all members count alike.
+        sizes: Bytes of each member, for "auto" and for memory bounds; without them all members count alike.
+        lanes: With "auto" on a machine without accelerators: the number of CPU lanes; default one.
+        max_memory: Bytes that members may take on a device, such as ``{"cuda:0": "20GiB", "cpu": "64GiB"}``.
+        offload: Where members are kept that do not fit: "cpu", "disk" or None.
         option: What the user calls this map, for the error message.
 
     Returns:
         One device a member, or ``None`` for ``None``: the members stay where they are.
 
     Raises:
-        ValueError: If the map names a member or a device that does not exist, names a member twice, or leaves one out.
-            The message lists every problem.
+        ValueError: If the map names a member or a device that does not exist, names a member twice, or leaves one out,
+            or if there is too little memory. The message lists every problem.
 
     Examples:
         >>> resolve({"svhn": "cpu:1", 0: "cpu:0"}, ["mnist", "svhn"])
-        Placement(devices=('cpu:0', 'cpu:1'))
+        Placement(devices=('cpu:0', 'cpu:1'), offloaded=())
     """
+    if isinstance(device_map, Placement):
+        return device_map
+    present = present_devices()
+    problems = _wrong_options(device_map, lanes, max_memory, offload)
+    bound = bounds(max_memory, accelerators(present), problems)
+    auto = isinstance(device_map, str) and device_map == "auto"
+    devices = [] if auto else written_devices(device_map, names, present, problems)
+    if problems:
+        raise ValueError(f"{option}={device_map!s}: {'; '.join(problems)}. {allowed(names, present)}")
     if device_map is None:
         return None
-    present = present_devices()
-    if isinstance(device_map, str) and device_map == "auto":
-        return _balance(sizes or [1] * len(names), accelerators(present) or ["cpu:0"])
+    if auto:
+        devices = _balanced(sizes, len(names), accelerators(present) or [f"cpu:{i}" for i in range(lanes or 1)], bound)
+    try:
+        return Placement(tuple(devices), _offloaded(sizes, devices, bound, offload))
+    except ValueError as error:
+        raise ValueError(f"{option}={device_map!s}: {error}. {allowed(names, present)}") from None
+
+
+def _wrong_options(device_map: DeviceMap, lanes: Any, max_memory: Any, offload: str | None) -> list[str]:
+    """List what is wrong with the options that go with a device map."""
     problems: list[str] = []
-    wanted = dict(_entries(device_map, names, problems))
-    devices = {index: _device(wanted[index], present, problems) for index in sorted(wanted)}
-    missing = [names[i] for i in range(len(names)) if i not in wanted]
-    if missing:
-        problems.append(f"no device for {_listed(missing)}")
-    if problems:
-        raise ValueError(f"{option}={device_map!s}: {'; '.join(problems)}. {_allowed(names, present)}")
-    return Placement(tuple(devices[i] for i in range(len(names))))
+    if lanes is not None and (not isinstance(lanes, int) or lanes <= 0):
+        problems.append(f"lanes={lanes!r} is not a whole number above 0")
+    if lanes is not None and device_map != "auto":
+        problems.append("lanes go with device_map=auto only; write the lanes into the map instead (cpu:0, cpu:1, ...)")
+    if offload not in (None, *OFFLOAD):
+        problems.append(f"offload={offload!r} is not one of {', '.join(OFFLOAD)}")
+    if device_map is None and (max_memory is not None or offload is not None):
+        problems.append("max_memory and offload need a device_map; without one the members stay where they are")
+    return problems
 
 
-def accelerators(present: Mapping[str, int]) -> list[str]:
-    """Name every accelerator, e.g. ``["cuda:0", "cuda:1"]``."""
-    return [f"{kind}:{i}" for kind, count in present.items() if count > 0 for i in range(count)]
-
-
-def _balance(sizes: Sequence[int], devices: Sequence[str]) -> Placement:
-    """Give each member, the largest first, to the device with the fewest bytes so far."""
+def _balanced(sizes: Sequence[int] | None, count: int, devices: Sequence[str], bound: Mapping[str, int]) -> list[str]:
+    """Give each member, the largest first, to the device with the fewest bytes so far that still has room for it."""
+    room = {device: room_for(device, bound) if sizes else count for device in devices}
+    sizes = sizes or [1] * count
     load = dict.fromkeys(devices, 0)
     chosen: dict[int, str] = {}
-    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        device = min(load, key=lambda d: load[d])
-        chosen[index] = device
-        load[device] += sizes[index]
-    return Placement(tuple(chosen[i] for i in range(len(sizes))))
+    for index in sorted(range(count), key=lambda i: -sizes[i]):
+        roomy = [device for device in devices if load[device] + sizes[index] <= room[device]]
+        chosen[index] = min(roomy or devices, key=lambda device: load[device])
+        load[chosen[index]] += sizes[index]
+    return [chosen[index] for index in range(count)]
 
 
-def _entries(device_map: DeviceMap, names: Sequence[str], problems: list[str]) -> Iterator[tuple[int, Any]]:
-    """Yield (member index, written device), collecting what is wrong with the members."""
-    if isinstance(device_map, Mapping):
-        seen: dict[int, Any] = {}
-        for key, device in device_map.items():
-            index = _member(key, names)
-            if index is None:
-                problems.append(f"no member {key!r}")
-            elif index in seen:
-                problems.append(f"member {names[index]!r} twice: as {seen[index]!r} and as {key!r}")
-            else:
-                seen[index] = key
-                yield index, device
-    elif isinstance(device_map, Sequence) and not isinstance(device_map, str):
-        if len(device_map) > len(names):
-            problems.append(f"{len(device_map)} devices for {len(names)} members")
-        yield from enumerate(device_map[: len(names)])
-    else:
-        yield from ((index, device_map) for index in range(len(names)))
+def _offloaded(
+    sizes: Sequence[int] | None, devices: Sequence[str], bound: Mapping[str, int], offload: str | None
+) -> tuple[int, ...]:
+    """Return the members that do not fit.
+
+    Raises:
+        ValueError: If some don't and nothing may be offloaded, or if there is no room even so.
+    """
+    if sizes is None or not (bound or offload):
+        return ()
+    memories = [memory_of(device) for device in devices]
+    # members kept in the host's memory need no visit to it: only the disk takes any off the CPU
+    bounded = {m: room_for(m, bound) for m in memories if m in bound or (offload and m != "cpu") or offload == "disk"}
+    taken = {memory: sum(size for size, m in zip(sizes, memories) if m == memory) for memory in bounded}
+    short = [m for m in bounded if taken[m] > bounded[m] and (offload is None or (offload == "cpu" and m == "cpu"))]
+    if short:
+        lack = [f"{m} has room for {show_bytes(bounded[m])}, its members take {show_bytes(taken[m])}" for m in short]
+        raise ValueError(f"too little memory: {'; '.join(lack)}; {_remedy(sizes, bounded, memories, short)}")
+    return choose_offloaded(sizes, devices, bounded)
 
 
-def _member(key: Any, names: Sequence[str]) -> int | None:
-    """Find the index of a member by its name, else by its index (an int, or its digits: Hydra may give either)."""
-    if isinstance(key, str) and key in names:
-        return list(names).index(key)
-    if isinstance(key, int) or (isinstance(key, str) and key.isdecimal()):
-        index = int(key)
-        return index if not isinstance(key, bool) and 0 <= index < len(names) else None
-    return None
-
-
-def _device(written: Any, present: Mapping[str, int], problems: list[str]) -> str:
-    """Spell a device in full, or note why there is no such device."""
-    text = _spelled(written, present)
-    match = _DEVICE.match(text)
-    kind, index = (match["type"], int(match["index"] or 0)) if match else (text, 0)
-    count = present.get(kind, 0)
-    if count == 0 or (count != UNLIMITED and index >= count):
-        problem = f"no device {text!r}"
-        if problem not in problems:
-            problems.append(problem)
-    return kind if kind == "meta" else f"{kind}:{index}"
-
-
-def _spelled(written: Any, present: Mapping[str, int]) -> str:
-    """Read a bare number as torch does: the index of an accelerator."""
-    if isinstance(written, int) and not isinstance(written, bool):
-        kind = next((name for name, count in present.items() if count > 0), "cuda")
-        return f"{kind}:{written}"
-    return str(written)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names)
-
-
-def _allowed(names: Sequence[str], present: Mapping[str, int]) -> str:
-    members = ", ".join(f"{index} ({name})" for index, name in enumerate(names))
-    devices = ", ".join(["cpu (cpu:0, cpu:1, ... are lanes)", *accelerators(present), "meta"])
-    return f"Members: {members}. Devices here: {devices}."
+def _remedy(sizes: Sequence[int], room: Mapping[str, int], memories: Sequence[str], short: Sequence[str]) -> str:
+    """Say what would help: the disk, or only more room where not even the largest member fits."""
+    index = max((i for i, memory in enumerate(memories) if memory in short), key=lambda i: sizes[i])
+    lack = sizes[index] - room[memories[index]]
+    if lack > 0:
+        return f"not even member {index}, the largest, fits: {show_bytes(lack)} too little"
+    return "offload=disk (or cpu, for an accelerator) keeps elsewhere what does not fit"
