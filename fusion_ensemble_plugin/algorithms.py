@@ -12,14 +12,17 @@ from fusion_bench.mixins.serialization import auto_register_config
 from omegaconf import OmegaConf
 
 from fusion_ensemble_plugin.device_map import DeviceMap
-from fusion_ensemble_plugin.ensemble import ParallelEnsemble, check_names
+from fusion_ensemble_plugin.ensemble import ParallelEnsemble
 from fusion_ensemble_plugin.host import warn_if_untested
-from fusion_ensemble_plugin.loading import load_members, member_names
-from fusion_ensemble_plugin.placement import resolve
+from fusion_ensemble_plugin.loading import MemberLoader
+from fusion_ensemble_plugin.placement import Placement, describe, resolve
 from fusion_ensemble_plugin.plugins import executor_factory, make_reducer
 from fusion_ensemble_plugin.weights import Weights, resolve_weights
 
 log = logging.getLogger(__name__)
+
+_OPTIONS = ("reducer", "weights", "executor", "output_keys", "output_device", "dtype", "autocast", "compile")
+"""The constructor's arguments that are the ensemble's too."""
 
 
 @auto_register_config
@@ -29,13 +32,18 @@ class SimpleEnsembleAlgorithm(BaseAlgorithm):
     Every argument is plain data, as it stands in ``config/method/ensemble/simple_ensemble.yaml``.
 
     Args:
-        device_map: Where members go: None (they stay), "auto", one device, a list, or a mapping from member index or
-        name. reducer: Name of a reducer, or a mapping with ``_target_``; None for the variant's own (here the mean).
+        device_map: Where members go: None (they stay), "auto", one device, a list, or a mapping from index or name.
+        reducer: Name of a reducer, or a mapping with ``_target_``; None for the variant's own (here the mean).
         weights: One number a member, as a list or by name; None for equal weights.
-        executor: "auto", "sequential", "threads", or the name of a plugin's executor.
+        executor: "auto", "sequential", "threads", "stacked", or the name of a plugin's executor.
         output_keys: Keep only these fields of the members' outputs; None for all.
         output_device: Where outputs come back; None for the input's accelerator, else the first member's device.
         dtype: Cast the members to this floating dtype ("float16", "bfloat16", "float32", "float64"); None leaves them.
+        lanes: With ``device_map="auto"`` on a machine without accelerators: the number of CPU lanes; None for one.
+        max_memory: Bytes that members may take on each device, such as ``{"cuda:0": "20GiB", "cpu": "64GiB"}``.
+        offload: Keep what does not fit in "cpu" memory or on "disk", and let it visit its device; None refuses.
+        autocast: Run the members under autocast to this dtype ("bfloat16", "float16"); None does not.
+        compile: Compile each member with ``torch.compile``: true, or a mapping of its options; false does not.
 
     Examples:
         >>> ensemble = SimpleEnsembleAlgorithm(device_map="cpu").run([torch.nn.Identity(), torch.nn.ReLU()])
@@ -46,7 +54,9 @@ class SimpleEnsembleAlgorithm(BaseAlgorithm):
     ensemble_class = ParallelEnsemble
     """What a variant changes: the ensemble that `run` builds."""
 
-    device_map: Any  # set from the constructor's arguments by `auto_register_config`, as are all others
+    # set from the constructor's arguments by `auto_register_config`, as are all others
+    device_map: Any
+    offload: Any
 
     def __init__(
         self,
@@ -57,6 +67,11 @@ class SimpleEnsembleAlgorithm(BaseAlgorithm):
         output_keys: Sequence[str] | None = None,
         output_device: str | None = None,
         dtype: str | None = None,
+        lanes: int | None = None,
+        max_memory: Mapping[Any, Any] | None = None,
+        offload: str | None = None,
+        autocast: str | None = None,
+        compile: bool | Mapping[str, Any] = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -72,33 +87,39 @@ class SimpleEnsembleAlgorithm(BaseAlgorithm):
             Exception: A member's own loading error, with a note that names the member.
         """
         warn_if_untested()
-        names = member_names(modelpool)
-        options = self._checked_options(names)
-        placement = resolve(plain(self.device_map), names)
-        log.info("ensemble of %d members: %s", len(names), ", ".join(names))
-        models = list(load_members(modelpool, names, placement, options.pop("dtype")))
-        device_map = None if placement is None else placement.devices
-        return self.ensemble_class(models, device_map, names=names, **options)
+        options = self._checked_options(MemberLoader(modelpool).names)
+        loader = MemberLoader(modelpool, options.pop("dtype"))
+        placement = self._placement(loader)
+        if placement is not None:
+            log.info("members and their places:\n%s", describe(placement, loader.names, loader.sizes()))
+        return self.ensemble_class(loader, placement, names=loader.names, offload=self.offload, **options)
+
+    def _placement(self, loader: MemberLoader) -> Placement | None:
+        where = {key: plain(getattr(self, key)) for key in ("lanes", "max_memory", "offload")}
+        bounded = where["max_memory"] is not None or where["offload"] is not None
+        return resolve(plain(self.device_map), loader.names, loader.sizes(exact=bounded), **where)
 
     def _checked_options(self, names: Sequence[str]) -> dict[str, Any]:
         """Return the ensemble's options as plain data, all checked."""
-        options = {
-            key: plain(getattr(self, key))
-            for key in ("reducer", "weights", "executor", "output_keys", "output_device", "dtype")
-        }
+        options = {key: plain(getattr(self, key)) for key in _OPTIONS}
+        where = {key: plain(getattr(self, key)) for key in ("lanes", "max_memory", "offload")}
         checks = [
-            lambda: check_names(names, len(names)),
-            lambda: resolve(plain(self.device_map), names),
+            lambda: resolve(plain(self.device_map), names, **where),
             lambda: resolve(options["output_device"], ["output"], option="output_device"),
             lambda: resolve_weights(options["weights"], names),
             lambda: make_reducer(options["reducer"] or self.ensemble_class.default_reducer),
             lambda: executor_factory(options["executor"]),
             lambda: torch_dtype(options["dtype"]),
+            lambda: torch_dtype(options["autocast"], "autocast"),
         ]
         problems = [problem for check in checks if (problem := _problem(check))]
         if problems:
             raise ValueError("\n".join(problems))
-        return {**options, "dtype": torch_dtype(options["dtype"])}
+        return {
+            **options,
+            "dtype": torch_dtype(options["dtype"]),
+            "autocast": torch_dtype(options["autocast"], "autocast"),
+        }
 
 
 def plain(value: Any) -> Any:
@@ -106,7 +127,7 @@ def plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def torch_dtype(name: str | None) -> torch.dtype | None:
+def torch_dtype(name: str | None, option: str = "dtype") -> torch.dtype | None:
     """Return a floating dtype by its torch name, with or without ``torch.``.
 
     Raises:
@@ -120,7 +141,7 @@ def torch_dtype(name: str | None) -> torch.dtype | None:
         return None
     dtype = getattr(torch, str(name).removeprefix("torch."), None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype={name!r}: needed is float16, bfloat16, float32 or float64")
+        raise ValueError(f"{option}={name!r}: needed is float16, bfloat16, float32 or float64")
     return dtype
 
 

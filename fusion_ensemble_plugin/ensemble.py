@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Sized
 from functools import partial
-from threading import Lock
 from typing import Any
 
 import torch
@@ -13,21 +11,18 @@ from torch import nn
 
 from fusion_ensemble_plugin.device_map import DeviceMap
 from fusion_ensemble_plugin.executor import Executor
-from fusion_ensemble_plugin.groups import Group, group_members, share_cores
-from fusion_ensemble_plugin.guard import InputGuard, Inputs
+from fusion_ensemble_plugin.groups import Group, group_members
+from fusion_ensemble_plugin.guard import Inputs
 from fusion_ensemble_plugin.members import Members, member_device
-from fusion_ensemble_plugin.notes import add_note
 from fusion_ensemble_plugin.outputs import Fold
 from fusion_ensemble_plugin.placement import Placement, resolve
-from fusion_ensemble_plugin.plugins import executor_factory, make_reducer
+from fusion_ensemble_plugin.plugins import make_reducer
 from fusion_ensemble_plugin.reducer import Reducer
+from fusion_ensemble_plugin.runner import MemberCall, MemberRunner
+from fusion_ensemble_plugin.sizes import module_bytes
 from fusion_ensemble_plugin.transfer import device_of, scatter, torch_device
 from fusion_ensemble_plugin.weights import Weights, resolve_weights
-
-MemberCall = Callable[[int, nn.Module, tuple[Any, ...], dict[str, Any]], Any]
-"""What is done with one member: ``call(index, member, args, kwargs)``."""
-
-_starting = Lock()
+from fusion_ensemble_plugin.workers import Workers
 
 
 class ParallelEnsemble(nn.Module):
@@ -42,9 +37,10 @@ class ParallelEnsemble(nn.Module):
     else on the input's device if that is an accelerator, else on the first member's device.
 
     Args:
-        models: The members; moved to their devices, not copied.
-        device_map: Where each member goes; see `fusion_ensemble_plugin.placement.DeviceMap`. None leaves them where
-            they are, one after another.
+        models: The members; moved to their devices, not copied. Anything with a length is taken one by one if
+            ``device_map`` is a placement: each is moved before the next is asked for.
+        device_map: Where each member goes: see `fusion_ensemble_plugin.device_map.DeviceMap`, or a `Placement`. None
+            leaves them where they are, one after another.
         names: The members' names; default "0", "1", ....
         reducer: A name (``python -m fusion_ensemble_plugin plugins`` lists them), a `Reducer`, a mapping with
             ``_target_``, or a function ``(members, *shape) -> (*shape)``.
@@ -52,6 +48,9 @@ class ParallelEnsemble(nn.Module):
         executor: ``"auto"`` (``"threads"`` on several devices or lanes, else ``"sequential"``), a name, or a factory.
         output_keys: Keep and move only these fields of the output.
         output_device: Where outputs come back.
+        offload: Where members are kept that the placement offloads: "cpu" or "disk".
+        autocast: Run members under autocast to this dtype.
+        compile: Compile each member with ``torch.compile``: True, or a mapping of its options.
 
     Raises:
         ValueError: If an argument is wrong; the message lists all that is.
@@ -67,8 +66,8 @@ class ParallelEnsemble(nn.Module):
 
     def __init__(
         self,
-        models: Sequence[nn.Module],
-        device_map: DeviceMap = None,
+        models: Iterable[nn.Module],
+        device_map: DeviceMap | Placement = None,
         *,
         names: Sequence[str] | None = None,
         reducer: str | Reducer | Callable[..., Any] | Mapping[str, Any] | None = None,
@@ -76,19 +75,26 @@ class ParallelEnsemble(nn.Module):
         executor: str | Callable[..., Executor] = "auto",
         output_keys: Sequence[Hashable] | None = None,
         output_device: str | torch.device | None = None,
+        offload: str | None = None,
+        autocast: torch.dtype | None = None,
+        compile: bool | Mapping[str, Any] = False,
     ) -> None:
         super().__init__()
-        models = list(models)
+        settled = device_map is None or isinstance(device_map, Placement)
+        if not (settled and isinstance(models, Sized)):  # else members can be taken, and placed, one by one
+            models = list(models)
         self.names = check_names(names, len(models))
         self.reducer = make_reducer(self.default_reducer if reducer is None else reducer)
         self.member_weights = resolve_weights(weights, self.names)
         self.output_keys = None if output_keys is None else tuple(output_keys)
         self.output_device = None if output_device is None else torch_device(_one_device(output_device))
-        self._executor_spec = executor
-        executor_factory(executor)  # an unknown name is told before anything moves
-        self._executor: tuple[Any, Executor] | None = None
-        self._guards = [InputGuard() for _ in models]
-        self.model_list = Members(models, resolve(device_map, self.names, [_bytes(model) for model in models]))
+        self._workers = Workers(executor, compiled=bool(compile))
+        sizes = None if settled else [module_bytes(model) for model in models]
+        placement = resolve(device_map, self.names, sizes, offload=None if settled else offload)
+        self.model_list = Members(models, placement, offload)
+        self._runner = MemberRunner(self.model_list, self.names, self.member_weights, autocast)
+        self._compile_options = dict(compile) if isinstance(compile, Mapping) else {} if compile else None
+        self._compile()
 
     @property
     def placement(self) -> Placement | None:
@@ -97,7 +103,9 @@ class ParallelEnsemble(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device of the first member."""
+        """The device on which the first member computes."""
+        if self.placement is not None:
+            return torch_device(self.placement.devices[0])
         return member_device(self.model_list[0]) or torch.device("cpu")
 
     @property
@@ -132,33 +140,20 @@ class ParallelEnsemble(nn.Module):
         new_fold = new_fold or partial(Fold, self.reducer, self.output_keys)
         groups = group_members(self.model_list, self.member_weights)
         there = scatter(inputs, [group.device for group in groups])
-        calls = {
-            group.worker: partial(self._run_group, call, group, there[group.device], new_fold()) for group in groups
-        }
-        folds = self._executor_for(groups).run(calls)
+        calls = [partial(self._runner.run_group, call, group, there[group.device], new_fold()) for group in groups]
+        automatic = "threads" if self.placement is not None and len(groups) > 1 else "sequential"
+        folds = self._workers.run(groups, calls, inputs, automatic)
         return self._reduce(folds, new_fold(), self._target(inputs, groups))
 
     def close(self) -> None:
         """End the workers; the next forward starts them again."""
-        if self._executor is not None:
-            self._executor[1].close()
+        self._workers.close()
 
-    def _run_group(self, call: MemberCall, group: Group, inputs: Inputs, fold: Fold) -> Fold:
-        """Run the members of one worker one after another and fold their outputs as they come."""
-        for index in group.members:
-            output = self._run_member(call, index, inputs)
-            fold.add(index, self.names[index], output, self.member_weights[index])
-            del output  # it must not stay alive while the next member runs
-        return fold
-
-    def _run_member(self, call: MemberCall, index: int, inputs: Inputs) -> Any:
-        member, name = self.model_list[index], self.names[index]
-        try:
-            return self._guards[index].call(lambda *args, **kwargs: call(index, member, args, kwargs), name, inputs)
-        except Exception as error:
-            where = self.placement.devices[index] if self.placement else member_device(member)
-            add_note(error, f"raised by ensemble member {name!r} (index {index}) on {where}")
-            raise
+    def _compile(self) -> None:
+        """Compile the members in place, so that their names and types stay as they are."""
+        if self._compile_options is not None:
+            for member in self.model_list:
+                member.compile(**self._compile_options)
 
     def _reduce(self, folds: Sequence[Fold], total: Fold, target: torch.device | None) -> Any:
         for fold in folds:
@@ -176,18 +171,10 @@ class ParallelEnsemble(nn.Module):
             return given
         return member_device(self.model_list[0]) or next((group.device for group in groups if group.device), None)
 
-    def _executor_for(self, groups: Sequence[Group]) -> Executor:
-        """Return the workers' executor, made on first use, and anew in a forked process, where threads are gone."""
-        key = (tuple(group.worker for group in groups), os.getpid())
-        with _starting:
-            if self._executor is None or self._executor[0] != key:
-                automatic = "threads" if self.placement is not None and len(groups) > 1 else "sequential"
-                self._executor = (key, executor_factory(self._executor_spec, automatic)(share_cores(groups)))
-            return self._executor[1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the running workers out of copies and pickles; they start again on first use."""
-        return {**self.__dict__, "_executor": None}
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Compile anew: what was compiled is not copied with a module."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._compile()
 
     def extra_repr(self) -> str:
         """Name members, devices and reducer in ``repr``."""
@@ -216,7 +203,3 @@ def _call(index: int, member: nn.Module, args: tuple[Any, ...], kwargs: dict[str
 def _one_device(device: str | torch.device) -> str:
     placement = resolve(str(device), ["output"], option="output_device")
     return placement.devices[0] if placement else "cpu:0"
-
-
-def _bytes(model: nn.Module) -> int:
-    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))

@@ -7,29 +7,97 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import nn
+from tqdm.auto import tqdm
 
 from fusion_ensemble_plugin.notes import add_note
-from fusion_ensemble_plugin.placement import Placement
-from fusion_ensemble_plugin.transfer import torch_device
+from fusion_ensemble_plugin.sizes import checkpoint_bytes, module_bytes
 
 log = logging.getLogger(__name__)
 
 
-def member_names(modelpool: Any) -> list[str]:
-    """Return the names of a pool's members, special models such as ``_pretrained_`` left out.
+class MemberLoader:
+    """Loads a pool's members, special models such as ``_pretrained_`` left out.
+
+    Only one member is being loaded at a time: two would double the peak of host memory, and ``from_pretrained`` changes
+    the default dtype of the whole process while it runs, so that loads side by side could spoil each other.
 
     Args:
         modelpool: A FusionBench model pool, a mapping of modules, or a sequence of modules (named "0", "1", ...).
+        dtype: What floating weights are cast to; None leaves them.
 
     Raises:
         ValueError: If there are no members.
-        TypeError: If it is none of these.
+        TypeError: If it is no such pool.
     """
-    if hasattr(modelpool, "load_model"):
+
+    def __init__(self, modelpool: Any, dtype: torch.dtype | None = None) -> None:
+        self._modelpool = modelpool
+        self._dtype = dtype
+        self._loaded: dict[str, nn.Module] = {}
+        self.names = _member_names(modelpool)
+
+    def sizes(self, exact: bool = False) -> list[int] | None:
+        """Return the bytes of each member, from checkpoint headers; None if they can't be known before loading.
+
+        Args:
+            exact: Load one member where headers are not at hand, and take the others for alike.
+        """
+        sizes = [checkpoint_bytes(self._source(name), self._dtype) for name in self.names]
+        if None in sizes and exact:
+            name = self.names[sizes.index(None)]
+            self._loaded[name] = self._load(name)
+            alike = module_bytes(self._loaded[name])
+            return [alike if size is None else size for size in sizes]
+        known = [size for size in sizes if size is not None]
+        return known if len(known) == len(sizes) else None
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        """Yield each member, cast to the dtype, on the device that the pool loads it to."""
+        quiet = getattr(rank_zero_only, "rank", 0) != 0
+        with tqdm(self.names, unit="member", leave=False, disable=quiet) as progress:
+            for name in progress:
+                progress.set_description(f"loading {name}")
+                yield self._loaded.pop(name) if name in self._loaded else self._load(name)
+
+    def __len__(self) -> int:
+        """Return the number of members."""
+        return len(self.names)
+
+    def _load(self, name: str) -> nn.Module:
+        """Load one member.
+
+        Raises:
+            Exception: The pool's own error, with a note that names the member.
+            TypeError: If what the pool returned is not a module.
+        """
+        try:
+            model = self._modelpool.load_model(name) if _is_pool(self._modelpool) else self._source(name)
+            if not isinstance(model, nn.Module):
+                raise TypeError(f"the pool returned {type(model).__name__} for {name!r}, not a torch module")
+            return model if self._dtype is None else model.to(dtype=self._dtype)
+        except Exception as error:
+            add_note(error, f"while loading ensemble member {name!r} (index {self.names.index(name)})")
+            log.error("ensemble member %r could not be loaded: %s", name, error)
+            raise
+
+    def _source(self, name: str) -> Any:
+        """Return what the pool holds for a member: a module, or what it is loaded from."""
+        if _is_pool(self._modelpool):
+            return (getattr(self._modelpool, "_models", None) or {}).get(name)
+        return self._modelpool[name] if isinstance(self._modelpool, Mapping) else self._modelpool[int(name)]
+
+
+def _is_pool(modelpool: Any) -> bool:
+    return hasattr(modelpool, "load_model")
+
+
+def _member_names(modelpool: Any) -> list[str]:
+    if _is_pool(modelpool):
         names = [str(name) for name in modelpool.model_names]
     elif isinstance(modelpool, Mapping):
-        names = [str(name) for name in modelpool]
+        names = list(modelpool)
     elif isinstance(modelpool, (Sequence, nn.ModuleList)):
         names = [str(index) for index in range(len(modelpool))]
     else:
@@ -37,33 +105,3 @@ def member_names(modelpool: Any) -> list[str]:
     if not names:
         raise ValueError("the model pool has no members to ensemble (names such as '_pretrained_' do not count)")
     return names
-
-
-def load_members(
-    modelpool: Any, names: Sequence[str], placement: Placement | None, dtype: torch.dtype | None
-) -> Iterator[nn.Module]:
-    """Load each member, cast it and move it to its device before the next one starts.
-
-    Raises:
-        Exception: The pool's own error, with a note that names the member.
-        TypeError: If what the pool returned is not a module.
-    """
-    for index, name in enumerate(names):
-        try:
-            model = _load(modelpool, index, name)
-            device = torch_device(placement.devices[index]) if placement else None
-            yield model if device is None and dtype is None else model.to(device, dtype)
-        except Exception as error:
-            add_note(error, f"while loading ensemble member {name!r} (index {index})")
-            log.error("ensemble member %r could not be loaded: %s", name, error)
-            raise
-
-
-def _load(modelpool: Any, index: int, name: str) -> nn.Module:
-    if hasattr(modelpool, "load_model"):
-        model = modelpool.load_model(name)
-    else:
-        model = modelpool[name] if isinstance(modelpool, Mapping) else modelpool[index]
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"the pool returned {type(model).__name__} for {name!r}, not a torch module")
-    return model

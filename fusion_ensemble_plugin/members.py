@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fusion_ensemble_plugin.offload import OffloadedMember
 from fusion_ensemble_plugin.placement import Placement
+from fusion_ensemble_plugin.streaming import WeightStream
 from fusion_ensemble_plugin.transfer import torch_device
 
 
@@ -20,8 +24,10 @@ class Members(nn.ModuleList):
     With a placement, members here take only the dtype of such a call. Without one, they move like any module.
 
     Args:
-        models: The members. They are moved, not copied, except where two that share parameters go to different devices.
+        models: The members, taken one by one: each is moved before the next is asked for. They are moved, not copied,
+            except where two that share parameters go to different devices.
         placement: One device a member, or None.
+        offload: Where the members are kept that the placement offloads: "cpu" or "disk".
 
     Examples:
         >>> members = Members([nn.Linear(2, 2)], Placement(("cpu:0",)))
@@ -29,34 +35,70 @@ class Members(nn.ModuleList):
         (device(type='cpu'), torch.float64)
     """
 
-    def __init__(self, models: Sequence[nn.Module], placement: Placement | None) -> None:
-        super().__init__(models if placement is None else _placed(models, placement))
+    def __init__(self, models: Iterable[nn.Module], placement: Placement | None, offload: str | None = None) -> None:
+        super().__init__()
         self.placement = placement
+        self._offloaded: dict[int, OffloadedMember] = {}
+        self._streams: dict[str, WeightStream] = {}
+        home: dict[int, torch.device] = {}
+        for index, model in enumerate(models):
+            self.append(model if placement is None else self._placed(index, model, placement, offload, home))
+
+    @contextmanager
+    def at_work(self, index: int, following: int | None = None) -> Iterator[nn.Module]:
+        """Yield a member with its weights on its device, and begin to fetch those of the one that follows it there."""
+        offloaded = self._offloaded.get(index)
+        with offloaded.at_work(self._stream(index)) if offloaded else nullcontext(self[index]) as member:
+            if following in self._offloaded:
+                self._offloaded[following].prefetch(self._stream(following))
+            yield member
+
+    def _placed(
+        self, index: int, model: nn.Module, placement: Placement, offload: str | None, home: dict[int, torch.device]
+    ) -> nn.Module:
+        """Move a member to its device, or put it to rest; copy it first if another one holds part of it elsewhere."""
+        resting = index in placement.offloaded
+        device = torch.device("cpu") if resting else torch_device(placement.devices[index])
+        if any(resting or home[id(tensor)] != device for tensor in _tensors(model) if id(tensor) in home):
+            model = deepcopy(model)
+        model = model.to(device)
+        # weights at rest are no one else's: they are at home where no other member is
+        home.update((id(tensor), torch.device("meta") if resting else device) for tensor in _tensors(model))
+        if resting:
+            self._offloaded[index] = OffloadedMember(model, offload or "cpu")
+        return model
+
+    def _stream(self, index: int) -> WeightStream | None:
+        worker = self.placement.devices[index] if self.placement else "cpu"
+        if torch_device(worker).type == "cpu":
+            return None
+        if worker not in self._streams:
+            self._streams[worker] = WeightStream(torch_device(worker))
+        return self._streams[worker]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Members:
-        super()._apply(  # type: ignore[no-untyped-call]
-            fn if self.placement is None else _dtype_only(fn), recurse
-        )
+        if self.placement is None:
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
+        convert = _dtype_only(fn)
+        for index, member in enumerate(self):
+            before = [tensor.dtype for tensor in _tensors(member)]
+            member._apply(convert)  # type: ignore[no-untyped-call]
+            if index in self._offloaded and before != [tensor.dtype for tensor in _tensors(member)]:
+                self._offloaded[index].settle()
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the streams out of copies and pickles."""
+        return {**self.__dict__, "_streams": {}}
 
 
 def member_device(member: nn.Module) -> torch.device | None:
     """Return the device of a member's first parameter or buffer, or None if it has neither."""
-    return next((tensor.device for tensor in chain(member.parameters(), member.buffers())), None)
+    return next((tensor.device for tensor in _tensors(member)), None)
 
 
-def _placed(models: Sequence[nn.Module], placement: Placement) -> list[nn.Module]:
-    """Move each member to its device, copying first what another member holds on a different one."""
-    home: dict[int, torch.device] = {}
-    placed: list[nn.Module] = []
-    for model, device in zip(models, map(torch_device, placement.devices)):
-        tensors = [id(tensor) for tensor in chain(model.parameters(), model.buffers())]
-        if any(home.get(tensor, device) != device for tensor in tensors):
-            model = deepcopy(model)
-        model = model.to(device)
-        home.update((id(tensor), device) for tensor in chain(model.parameters(), model.buffers()))
-        placed.append(model)
-    return placed
+def _tensors(member: nn.Module) -> Iterator[Tensor]:
+    return chain(member.parameters(), member.buffers())
 
 
 def _dtype_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -112,8 +112,12 @@ def choose_offloaded(sizes: Sequence[int], devices: Sequence[str], room: Mapping
         slots = len({devices[index] for index in here}) if memory == "cpu" else 2
         left = room[memory] - slots * sizes[largest]
         if left < 0:
-            needed = f"offloading needs {show_bytes(slots * sizes[largest])}, {slots} times member {largest}, the largest"
-            raise ValueError(f"{memory} has room for {show_bytes(room[memory])}; {needed}: {show_bytes(-left)} too little")
+            needed = (
+                f"offloading needs {show_bytes(slots * sizes[largest])}, {slots} times member {largest}, the largest"
+            )
+            raise ValueError(
+                f"{memory} has room for {show_bytes(room[memory])}; {needed}: {show_bytes(-left)} too little"
+            )
         for index in here:
             left -= sizes[index]
             if left < 0:

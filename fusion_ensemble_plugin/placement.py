@@ -85,6 +85,24 @@ def resolve(
         raise ValueError(f"{option}={device_map!s}: {error}. {allowed(names, present)}") from None
 
 
+def describe(placement: Placement, names: Sequence[str], sizes: Sequence[int] | None = None) -> str:
+    """Write a placement as a table: each member's device, bytes and share of all.
+
+    Examples:
+        >>> print(describe(Placement(("cpu:0", "cpu:1"), (1,)), ["mnist", "svhn"], [1024, 3072]))
+        member  device  bytes    share
+        mnist   cpu:0   1.0 KiB  25.0 %
+        svhn    cpu:1   3.0 KiB  75.0 %  offloaded
+    """
+    rows = [("member", "device", "bytes", "share", "")]
+    for index, (name, device) in enumerate(zip(names, placement.devices)):
+        size = show_bytes(sizes[index]) if sizes else "?"
+        share = f"{100 * sizes[index] / max(1, sum(sizes)):.1f} %" if sizes else "?"
+        rows.append((name, device, size, share, "offloaded" if index in placement.offloaded else ""))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
 def _wrong_options(device_map: DeviceMap, lanes: Any, max_memory: Any, offload: str | None) -> list[str]:
     """List what is wrong with the options that go with a device map."""
     problems: list[str] = []

@@ -1,0 +1,62 @@
+"""Calling one member: with its weights in place, its input guarded, under autocast, and its errors named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from fusion_ensemble_plugin.groups import Group
+from fusion_ensemble_plugin.guard import InputGuard, Inputs
+from fusion_ensemble_plugin.members import Members, member_device
+from fusion_ensemble_plugin.notes import add_note
+from fusion_ensemble_plugin.outputs import Fold
+
+MemberCall = Callable[[int, nn.Module, tuple[Any, ...], dict[str, Any]], Any]
+"""What is done with one member: ``call(index, member, args, kwargs)``."""
+
+
+class MemberRunner:
+    """Runs members and folds their outputs.
+
+    Args:
+        members: The members.
+        names: Their names.
+        weights: Their weights.
+        autocast: The dtype under which they run; None for no autocast.
+    """
+
+    def __init__(
+        self, members: Members, names: Sequence[str], weights: Sequence[float], autocast: torch.dtype | None
+    ) -> None:
+        self._members = members
+        self._names = names
+        self._weights = weights
+        self._dtype = autocast
+        self._guards = [InputGuard() for _ in names]
+
+    def run_group(self, call: MemberCall, group: Group, inputs: Inputs, fold: Fold) -> Fold:
+        """Run the members of one worker one after another and fold their outputs as they come."""
+        for index, following in zip(group.members, (*group.members[1:], None)):
+            output = self._run_member(call, index, following, inputs)
+            fold.add(index, self._names[index], output, self._weights[index])
+            del output  # it must not stay alive while the next member runs
+        return fold
+
+    def _run_member(self, call: MemberCall, index: int, following: int | None, inputs: Inputs) -> Any:
+        name = self._names[index]
+        try:
+            with self._members.at_work(index, following) as member, self._autocast(member):
+                return self._guards[index].call(lambda *args, **kwargs: call(index, member, args, kwargs), name, inputs)
+        except Exception as error:
+            placement = self._members.placement
+            where = placement.devices[index] if placement else member_device(self._members[index])
+            add_note(error, f"raised by ensemble member {name!r} (index {index}) on {where}")
+            raise
+
+    def _autocast(self, member: nn.Module) -> AbstractContextManager[object]:
+        device = member_device(member)
+        return nullcontext() if self._dtype is None or device is None else torch.autocast(device.type, self._dtype)
