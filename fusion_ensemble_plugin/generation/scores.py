@@ -1,0 +1,70 @@
+"""The members' next-token scores, combined into the ensemble's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from fusion_ensemble_plugin.plugins import make_reducer
+from fusion_ensemble_plugin.reducer import MeanReducer, Reducer, State, is_ordered
+
+ReducerSpec = str | Reducer | Callable[..., Any] | Mapping[str, Any]
+
+
+def decoding_reducer(chosen: ReducerSpec | None, ensembles: Reducer) -> Reducer:
+    """Return the reducer that combines the members' scores at each step.
+
+    Args:
+        chosen: What the caller of ``generate`` asked for, or None.
+        ensembles: The ensemble's own reducer. It is used if it is not the plain mean of outputs, in whose place
+            decoding takes the mean of probabilities.
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    if chosen is not None:
+        return MembersLevel(make_reducer(chosen))
+    return MembersLevel(make_reducer("probability_mean") if type(ensembles) is MeanReducer else ensembles)
+
+
+class MembersLevel:
+    """Class scores by another reducer, lifted to the level of the members' own scores.
+
+    Scores that differ by a constant are one distribution, and combined scores are mostly log-probabilities, where a
+    model returns logits. Some logits processors are not blind to the constant (a repetition penalty multiplies or
+    divides by the sign), so it is put back: with s the combined scores and z_i those of member i,
+
+        s - logsumexp(s) + sum_i w_i logsumexp(z_i) / sum_i w_i
+
+    of which N copies of a model give that model's own scores.
+
+    Args:
+        reducer: Combines scores of shape (batch, positions, classes).
+
+    Examples:
+        >>> import torch
+        >>> level = MembersLevel(MeanReducer())
+        >>> scores = torch.tensor([1.0, 3.0])
+        >>> level.lower(level.merge(level.lift(scores, 1.0), level.lift(scores, 1.0)), 2.0)
+        tensor([1., 3.])
+    """
+
+    def __init__(self, reducer: Reducer) -> None:
+        self.reducer = reducer
+        self.ordered = is_ordered(reducer)
+
+    def lift(self, output: Tensor, weight: float) -> State:
+        """Lift the scores, and note their level."""
+        return self.reducer.lift(output, weight), output.logsumexp(-1, keepdim=True) * weight
+
+    def merge(self, left: State, right: State) -> State:
+        """Merge the scores and add the levels."""
+        return self.reducer.merge(left[0], right[0]), left[1] + right[1]
+
+    def lower(self, state: State, total_weight: float) -> Tensor:
+        """Lower the scores and move them to the mean level."""
+        scores = self.reducer.lower(state[0], total_weight)
+        level: Tensor = state[1] / total_weight
+        return scores - scores.logsumexp(-1, keepdim=True) + level
