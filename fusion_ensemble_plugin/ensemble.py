@@ -119,6 +119,26 @@ class ParallelEnsemble(nn.Module):
         """The first member's ``config``."""
         return self.model_list[0].config
 
+    @property
+    def generation_config(self) -> Any:
+        """The first member's ``generation_config``."""
+        return self.model_list[0].generation_config
+
+    def can_generate(self) -> bool:
+        """Say whether the members are language models that can `generate` together."""
+        from fusion_ensemble_plugin.generation import can_generate
+
+        return can_generate(self.model_list)
+
+    def generate(self, *args: Any, reducer: Any = None, **kwargs: Any) -> Any:
+        """Generate token sequences as a Hugging Face model does, all members deciding together on each token.
+
+        See `fusion_ensemble_plugin.generation.decode.generate`.
+        """
+        from fusion_ensemble_plugin.generation import generate  # transformers' decoding costs 2 s to import
+
+        return generate(self, *args, reducer=reducer, **kwargs)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run all members on the same input and reduce their outputs.
 

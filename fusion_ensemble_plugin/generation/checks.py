@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformers import GenerationConfig
@@ -104,7 +104,7 @@ def check_inputs(inputs: Mapping[str, Any], members: Mapping[str, Any]) -> None:
 def _obstacle(member: Any) -> str:
     """Say what keeps a member from taking part, or ""."""
     kind = type(member).__name__
-    if not isinstance(member, GenerationMixin) or not member.can_generate():
+    if not isinstance(member, GenerationMixin) or not cast(Any, member).can_generate():
         return f"{kind} has no language model head that transformers can generate with"
     replaced = [
         name
