@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fusion_ensemble_plugin.plugins import make_reducer
@@ -22,11 +23,19 @@ def decoding_reducer(chosen: ReducerSpec | None, ensembles: Reducer) -> Reducer:
             decoding takes the mean of probabilities.
 
     Raises:
-        ValueError: If a name is unknown.
+        ValueError: If a name is unknown, or if the reducer does not turn scores into scores.
     """
-    if chosen is not None:
-        return MembersLevel(make_reducer(chosen))
-    return MembersLevel(make_reducer("probability_mean") if type(ensembles) is MeanReducer else ensembles)
+    if chosen is None:
+        reducer = make_reducer("probability_mean") if type(ensembles) is MeanReducer else ensembles
+    else:
+        reducer = make_reducer(chosen)
+    tried = reducer.lower(reducer.lift(torch.zeros(1, 1, 2), 1.0), 1.0)
+    if not isinstance(tried, Tensor) or tried.shape != (1, 1, 2):
+        raise ValueError(
+            f"generate: the reducer {type(reducer).__name__} does not turn scores into scores of the same shape; pass "
+            "reducer='probability_mean' or another reducer of class scores"
+        )
+    return MembersLevel(reducer)
 
 
 class MembersLevel:
@@ -44,7 +53,6 @@ class MembersLevel:
         reducer: Combines scores of shape (batch, positions, classes).
 
     Examples:
-        >>> import torch
         >>> level = MembersLevel(MeanReducer())
         >>> scores = torch.tensor([1.0, 3.0])
         >>> level.lower(level.merge(level.lift(scores, 1.0), level.lift(scores, 1.0)), 2.0)
@@ -66,5 +74,5 @@ class MembersLevel:
     def lower(self, state: State, total_weight: float) -> Tensor:
         """Lower the scores and move them to the mean level."""
         scores = self.reducer.lower(state[0], total_weight)
-        level: Tensor = state[1] / total_weight
+        level: Tensor = state[1] / (total_weight or 1.0)  # weights of a difference of members may sum to 0
         return scores - scores.logsumexp(-1, keepdim=True) + level
