@@ -18,7 +18,7 @@ from fusion_ensemble_plugin.outputs import Fold
 from fusion_ensemble_plugin.placement import Placement, resolve
 from fusion_ensemble_plugin.plugins import make_reducer
 from fusion_ensemble_plugin.reducer import Reducer
-from fusion_ensemble_plugin.runner import MemberCall, MemberRunner
+from fusion_ensemble_plugin.runner import MemberCall, MemberRunner, forward
 from fusion_ensemble_plugin.sizes import module_bytes
 from fusion_ensemble_plugin.transfer import device_of, scatter, torch_device
 from fusion_ensemble_plugin.weights import Weights, resolve_weights
@@ -92,7 +92,12 @@ class ParallelEnsemble(nn.Module):
         sizes = None if settled else [module_bytes(model) for model in models]
         placement = resolve(device_map, self.names, sizes, offload=None if settled else offload)
         self.model_list = Members(models, placement, offload)
-        self._runner = MemberRunner(self.model_list, self.names, self.member_weights, autocast)
+        self._runner = MemberRunner(
+            self.model_list, self.names, self.member_weights, autocast, self._workers.stacks_members
+        )
+        if self._workers.stacks_members:
+            groups = group_members(self.model_list, self.member_weights)
+            self.model_list.check_stackable([group.members for group in groups], self.names)
         self._compile_options = dict(compile) if isinstance(compile, Mapping) else {} if compile else None
         self._compile()
 
@@ -147,7 +152,7 @@ class ParallelEnsemble(nn.Module):
             TypeError: If an input cannot be moved to a member's device.
             ValueError: If the members' outputs do not fit together, naming field and members.
         """
-        return self.run_members(_call, (args, kwargs))
+        return self.run_members(forward, (args, kwargs))
 
     def run_members(self, call: MemberCall, inputs: Inputs, new_fold: Callable[[], Fold] | None = None) -> Any:
         """Run a call on every member, each where it is and all at the same time, and reduce what they return.
@@ -213,11 +218,6 @@ def check_names(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
     if len(checked) != count or len(set(checked)) != count:
         raise ValueError(f"names={list(checked)}: {count} members need {count} different names")
     return checked
-
-
-def _call(index: int, member: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    del index
-    return member(*args, **kwargs)
 
 
 def _one_device(device: str | torch.device) -> str:

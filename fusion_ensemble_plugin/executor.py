@@ -24,6 +24,8 @@ class Executor(Protocol):
     for a worker that keeps torch's setting.
     """
 
+    # An executor with ``stacks_members = True`` asks for the members of each worker to run as one, vectorised.
+
     def run(self, calls: Mapping[str, Callable[[], T]]) -> list[T]:
         """Run all calls (worker name to call) and return their results in the same order.
 
@@ -99,6 +101,19 @@ class ThreadsExecutor:
             _share_cores(worker, self._cores.get(name))
             self._workers[name] = worker
         return self._workers[name]
+
+
+class StackedExecutor(ThreadsExecutor):
+    """Asks for each worker's members to run as one, vectorised; see `fusion_ensemble_plugin.stacked`.
+
+    The workers run at the same time; a single one in the calling thread.
+    """
+
+    stacks_members = True
+
+    def run(self, calls: Mapping[str, Callable[[], T]]) -> list[T]:
+        """Run at the same time; see `ThreadsExecutor.run`."""
+        return super().run(calls) if len(calls) > 1 else [call() for call in calls.values()]
 
 
 def _share_cores(worker: ThreadPoolExecutor, cores: int | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from itertools import chain
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fusion_ensemble_plugin.offload import OffloadedMember
 from fusion_ensemble_plugin.placement import Placement
+from fusion_ensemble_plugin.stacked import check_alike
 from fusion_ensemble_plugin.streaming import WeightStream
 from fusion_ensemble_plugin.transfer import torch_device
 
@@ -29,6 +30,9 @@ class Members(nn.ModuleList):
         placement: One device a member, or None.
         offload: Where the members are kept that the placement offloads: "cpu" or "disk".
 
+    Attributes:
+        revision: Counts the moves and casts of all members.
+
     Examples:
         >>> members = Members([nn.Linear(2, 2)], Placement(("cpu:0",)))
         >>> members.to("meta", torch.float64)[0].weight.device, members[0].weight.dtype
@@ -38,6 +42,7 @@ class Members(nn.ModuleList):
     def __init__(self, models: Iterable[nn.Module], placement: Placement | None, offload: str | None = None) -> None:
         super().__init__()
         self.placement = placement
+        self.revision = 0
         self._offloaded: dict[int, OffloadedMember] = {}
         self._streams: dict[str, WeightStream] = {}
         home: dict[int, torch.device] = {}
@@ -52,6 +57,19 @@ class Members(nn.ModuleList):
             if following in self._offloaded:
                 self._offloaded[following].prefetch(self._stream(following))
             yield member
+
+    def check_stackable(self, groups: Iterable[Sequence[int]], names: Sequence[str]) -> None:
+        """Check that the members of each group can run as one.
+
+        Raises:
+            ValueError: If some can't; names them.
+        """
+        if self._offloaded:
+            raise ValueError(
+                "executor=stacked keeps all weights on the device; it can't be used with offloaded members"
+            )
+        for group in groups:
+            check_alike([self[index] for index in group], [names[index] for index in group])
 
     def _placed(
         self, index: int, model: nn.Module, placement: Placement, offload: str | None, home: dict[int, torch.device]
@@ -77,6 +95,7 @@ class Members(nn.ModuleList):
         return self._streams[worker]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Members:
+        self.revision += 1
         if self.placement is None:
             return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
         convert = _dtype_only(fn)

@@ -14,9 +14,16 @@ from fusion_ensemble_plugin.guard import InputGuard, Inputs
 from fusion_ensemble_plugin.members import Members, member_device
 from fusion_ensemble_plugin.notes import add_note
 from fusion_ensemble_plugin.outputs import Fold
+from fusion_ensemble_plugin.stacked import Stack
 
 MemberCall = Callable[[int, nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 """What is done with one member: ``call(index, member, args, kwargs)``."""
+
+
+def forward(index: int, member: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call the member: what an ensemble's ``forward`` does with each."""
+    del index
+    return member(*args, **kwargs)
 
 
 class MemberRunner:
@@ -27,24 +34,51 @@ class MemberRunner:
         names: Their names.
         weights: Their weights.
         autocast: The dtype under which they run; None for no autocast.
+        stacked: Whether the members of one worker run as one.
     """
 
     def __init__(
-        self, members: Members, names: Sequence[str], weights: Sequence[float], autocast: torch.dtype | None
+        self,
+        members: Members,
+        names: Sequence[str],
+        weights: Sequence[float],
+        autocast: torch.dtype | None,
+        stacked: bool,
     ) -> None:
         self._members = members
         self._names = names
         self._weights = weights
         self._dtype = autocast
+        self._stacked = stacked
+        self._stacks: dict[str, tuple[Any, Stack]] = {}
         self._guards = [InputGuard() for _ in names]
 
     def run_group(self, call: MemberCall, group: Group, inputs: Inputs, fold: Fold) -> Fold:
         """Run the members of one worker one after another and fold their outputs as they come."""
+        if self._stacked and call is forward and len(group.members) > 1:
+            return self._run_stacked(group, inputs, fold)
         for index, following in zip(group.members, (*group.members[1:], None)):
             output = self._run_member(call, index, following, inputs)
             fold.add(index, self._names[index], output, self._weights[index])
             del output  # it must not stay alive while the next member runs
         return fold
+
+    def _run_stacked(self, group: Group, inputs: Inputs, fold: Fold) -> Fold:
+        """Run the members of one worker as one."""
+        stack, names = self._stack(group), [self._names[index] for index in group.members]
+        with self._autocast(self._members[group.members[0]]):
+            outputs = self._guards[group.members[0]].call(stack, ", ".join(names), inputs)
+            for index, output in zip(group.members, outputs):
+                fold.add(index, self._names[index], output, self._weights[index])
+        return fold
+
+    def _stack(self, group: Group) -> Stack:
+        """Return the group's stack, made anew when the members were moved or cast."""
+        key = (group.members, self._members.revision)
+        if self._stacks.get(group.worker, (None,))[0] != key:
+            names = [self._names[index] for index in group.members]
+            self._stacks[group.worker] = (key, Stack([self._members[index] for index in group.members], names))
+        return self._stacks[group.worker][1]
 
     def _run_member(self, call: MemberCall, index: int, following: int | None, inputs: Inputs) -> Any:
         name = self._names[index]
@@ -60,3 +94,7 @@ class MemberRunner:
     def _autocast(self, member: nn.Module) -> AbstractContextManager[object]:
         device = member_device(member)
         return nullcontext() if self._dtype is None or device is None else torch.autocast(device.type, self._dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the stacks out of copies and pickles; they are made on first use."""
+        return {**self.__dict__, "_stacks": {}}

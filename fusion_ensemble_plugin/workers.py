@@ -28,6 +28,9 @@ class Workers:
         executor: "auto", an executor's name, or what makes one; see `fusion_ensemble_plugin.plugins.executor_factory`.
         compiled: Whether members are compiled on their first call.
 
+    Attributes:
+        stacks_members: Whether the members of one worker are to run as one.
+
     Raises:
         ValueError: If there is no such executor.
     """
@@ -36,7 +39,7 @@ class Workers:
     _compiled_for: set[Any]
 
     def __init__(self, executor: str | Callable[..., Executor], compiled: bool) -> None:
-        executor_factory(executor)
+        self.stacks_members: bool = getattr(executor_factory(executor), "stacks_members", False)
         self._spec = executor
         self._compiled = compiled
         self._reset()
@@ -81,7 +84,7 @@ class Workers:
         self._compiled_for = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_spec": self._spec, "_compiled": self._compiled}
+        return {"_spec": self._spec, "_compiled": self._compiled, "stacks_members": self.stacks_members}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         vars(self).update(state)
