@@ -2,18 +2,26 @@
 
 Because `Reducer.merge` is associative and commutative, each device folds its own members as they finish and only one
 partial result a device travels; no stack of all outputs ever exists. Nothing here knows of models or devices.
+
+Here are the protocol, the mean, and functions as reducers; `fusion_ensemble_plugin.reducers` holds the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 State = Any
 """A partial result: a tensor, or any nesting of containers and tensors, such as a list of outputs."""
+
+WeightRule = Literal["positive", "signed", "equal"]
+"""Which weights mean something to a reducer: numbers above 0; of either sign; or none, so that all must be the same.
+
+A weight of 0 always leaves a member out, and its reducer never sees it.
+"""
 
 
 @runtime_checkable
@@ -22,6 +30,13 @@ class Reducer(Protocol):
 
     Tensors arrive in float32, float64 or complex, whatever the members compute in (half precision is raised before and
     cast back after), so that a running sum cannot overflow.
+
+    Attributes that a reducer may have besides:
+
+    - ``ordered = True``: states are merged in the order of the members.
+    - ``weight_rule``: a `WeightRule`; "positive" if absent.
+    - ``score_keys``: the reducer combines *class scores*, and only those; see `fusion_ensemble_plugin.scores`.
+    - ``class_dim``: the dimension of the classes in them; -1 if absent.
     """
 
     def lift(self, output: Tensor, weight: float) -> State:
@@ -33,7 +48,10 @@ class Reducer(Protocol):
         ...
 
     def lower(self, state: State, total_weight: float) -> Tensor:
-        """Turn the partial result of all members into the output; ``total_weight`` is the sum of their weights."""
+        """Turn the partial result of all members into the output; ``total_weight`` is the sum of their weights.
+
+        A named tuple of tensors is fine too: the ensemble then returns that named tuple of whole outputs.
+        """
         ...
 
 
@@ -53,30 +71,41 @@ class MeanReducer:
 
     def merge(self, left: Tensor, right: Tensor) -> Tensor:
         """Add ``right`` into ``left``."""
-        return left.add_(right)
+        return merge_into(torch.add, left, right)
 
     def lower(self, state: Tensor, total_weight: float) -> Tensor:
         """Divide by the total weight."""
         return state / total_weight
 
 
-class CallableReducer:
-    """A plain function of all outputs stacked, ``(members, *shape) -> (*shape)``.
-
-    The outputs of all members are kept until the last one is there, and the function sees them in the order of the
-    members.
+class SumReducer(MeanReducer):
+    """The weighted sum, sum_i w_i y_i: the mean without its division. Weights may be negative.
 
     Examples:
-        >>> middle = CallableReducer(lambda stacked: stacked.median(dim=0).values)
-        >>> states = [middle.lift(torch.tensor([x]), 1.0) for x in (1.0, 9.0, 2.0)]
-        >>> middle.lower(middle.merge(middle.merge(states[0], states[1]), states[2]), 3.0)
+        >>> difference = SumReducer()
+        >>> left, right = difference.lift(torch.tensor([5.0]), 1.0), difference.lift(torch.tensor([3.0]), -1.0)
+        >>> difference.lower(difference.merge(left, right), 0.0)
         tensor([2.])
     """
 
-    ordered = True
+    weight_rule: WeightRule = "signed"
 
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        self.function = function
+    def lower(self, state: Tensor, total_weight: float) -> Tensor:
+        """Return the sum as it is."""
+        return state
+
+
+class ListReducer:
+    """A function of the list of all outputs, in the order of the members.
+
+    The outputs of all members are kept until the last one is there, on the device of the result.
+    """
+
+    ordered = True
+    weight_rule: WeightRule = "equal"
+
+    def __init__(self, function: Callable[[list[Tensor]], Tensor]) -> None:
+        self.function: Callable[..., Tensor] = function
 
     def lift(self, output: Tensor, weight: float) -> list[Tensor]:
         """Keep one output; a copy, since a compiled member may write its next output over this one."""
@@ -87,10 +116,71 @@ class CallableReducer:
         return left + right
 
     def lower(self, state: list[Tensor], total_weight: float) -> Tensor:
-        """Stack and call the function."""
-        return self.function(torch.stack(state))
+        """Call the function."""
+        return self.function(state)
+
+
+class CallableReducer(ListReducer):
+    """A plain function of all outputs stacked, ``(members, *shape) -> (*shape)``, in the order of the members.
+
+    Examples:
+        >>> middle = CallableReducer(lambda stacked: stacked.median(dim=0).values)
+        >>> states = [middle.lift(torch.tensor([x]), 1.0) for x in (1.0, 9.0, 2.0)]
+        >>> middle.lower(middle.merge(middle.merge(states[0], states[1]), states[2]), 3.0)
+        tensor([2.])
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.function: Callable[..., Tensor] = function
+
+    def lower(self, state: list[Tensor], total_weight: float) -> Tensor:
+        """Stack and call the function.
+
+        Raises:
+            ValueError: If it returns another shape.
+        """
+        stacked = torch.stack(state)
+        reduced = self.function(stacked)
+        if reduced.shape != stacked.shape[1:]:
+            name = getattr(self.function, "__name__", repr(self.function))
+            raise ValueError(
+                f"the reducer function {name!r} turned {tuple(stacked.shape)}, the first dimension being the members, "
+                f"into {tuple(reduced.shape)} and not into {tuple(stacked.shape[1:])}"
+            )
+        return reduced
+
+
+def merge_into(function: Callable[..., Tensor], left: Tensor, right: Tensor | float) -> Tensor:
+    """Compute ``function(left, right)`` into ``left``; into a new tensor where autograd or a wider dtype needs one.
+
+    Args:
+        function: An element-wise torch function that takes ``out``.
+        left: A tensor that nobody else holds.
+        right: A tensor of the same shape, or a number.
+    """
+    recorded = torch.is_grad_enabled() and (left.requires_grad or (isinstance(right, Tensor) and right.requires_grad))
+    if recorded or torch.result_type(left, right) != left.dtype:
+        return function(left, right)
+    return function(left, right, out=left)
+
+
+def real(output: Tensor) -> Tensor:
+    """Return an output that a reducer is to sort or to take the logarithm of.
+
+    Raises:
+        TypeError: If it is complex.
+    """
+    if output.is_complex():
+        raise TypeError(f"{output.dtype} has no order; of the reducers, mean, sum and variance take complex outputs")
+    return output
 
 
 def is_ordered(reducer: Reducer) -> bool:
     """Say whether a reducer asks, by ``ordered = True``, to merge in the order of the members."""
     return bool(getattr(reducer, "ordered", False))
+
+
+def weight_rule(reducer: Reducer) -> WeightRule:
+    """Return which weights a reducer takes, by its ``weight_rule``."""
+    rule: WeightRule = getattr(reducer, "weight_rule", "positive")
+    return rule

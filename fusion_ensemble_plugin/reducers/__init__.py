@@ -1,0 +1,1 @@
+"""The reducers besides the mean, one module a kind."""
