@@ -13,6 +13,23 @@ from fusion_ensemble_plugin.tree import flatten, map_leaves
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
+class SharedInputs:
+    """Inputs that several members share, with the tensors whose version counters tell whether one wrote to them."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs = inputs
+        leaves = flatten(inputs)[0]
+        self._counted = [leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_inference()]
+
+    def versions(self) -> list[int]:
+        """Return how often each tensor was written to; inference tensors do not count."""
+        return [tensor._version for tensor in self._counted]
+
+    def copy(self) -> SharedInputs:
+        """Return a copy of all tensors, in the same containers."""
+        return SharedInputs(map_leaves(_copied, self.inputs))
+
+
 class InputGuard:
     """Gives a member a copy of its input until it has shown that it leaves it alone, and for good if it does not.
 
@@ -24,17 +41,17 @@ class InputGuard:
     def __init__(self) -> None:
         self._shares: bool | None = None
 
-    def call(self, member: Callable[..., Any], name: str, inputs: Inputs) -> Any:
+    def call(self, member: Callable[..., Any], name: str, shared: SharedInputs) -> Any:
         """Call a member.
 
         Raises:
             RuntimeError: If the member wrote into an input that it had left alone before.
         """
-        args, kwargs = inputs if self._shares else map_leaves(_copied, inputs)
-        tensors = [leaf for leaf in flatten((args, kwargs))[0] if isinstance(leaf, Tensor) and not leaf.is_inference()]
-        before = [tensor._version for tensor in tensors]
+        given = shared if self._shares else shared.copy()
+        before = given.versions()
+        args, kwargs = given.inputs
         output = member(*args, **kwargs)
-        written = any(tensor._version != version for tensor, version in zip(tensors, before))
+        written = given.versions() != before
         if written and self._shares:
             self._shares = False
             raise RuntimeError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from itertools import chain
 from typing import Any
@@ -49,9 +49,12 @@ class Members(nn.ModuleList):
         for index, model in enumerate(models):
             self.append(model if placement is None else self._placed(index, model, placement, offload, home))
 
+    def at_work(self, index: int, following: int | None = None) -> AbstractContextManager[nn.Module]:
+        """Give a member with its weights on its device, and begin to fetch those of the one that follows it there."""
+        return self._visiting(index, following) if self._offloaded else nullcontext(self[index])
+
     @contextmanager
-    def at_work(self, index: int, following: int | None = None) -> Iterator[nn.Module]:
-        """Yield a member with its weights on its device, and begin to fetch those of the one that follows it there."""
+    def _visiting(self, index: int, following: int | None) -> Iterator[nn.Module]:
         offloaded = self._offloaded.get(index)
         with offloaded.at_work(self._stream(index)) if offloaded else nullcontext(self[index]) as member:
             if following in self._offloaded:

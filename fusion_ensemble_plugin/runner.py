@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fusion_ensemble_plugin.groups import Group
-from fusion_ensemble_plugin.guard import InputGuard, Inputs
+from fusion_ensemble_plugin.guard import InputGuard, Inputs, SharedInputs
 from fusion_ensemble_plugin.members import Members, member_device
 from fusion_ensemble_plugin.notes import add_note
 from fusion_ensemble_plugin.outputs import Fold
@@ -57,8 +57,9 @@ class MemberRunner:
         """Run the members of one worker one after another and fold their outputs as they come."""
         if self._stacked and call is forward and len(group.members) > 1:
             return self._run_stacked(group, inputs, fold)
+        shared = SharedInputs(inputs)
         for index, following in zip(group.members, (*group.members[1:], None)):
-            output = self._run_member(call, index, following, inputs)
+            output = self._run_member(call, index, following, shared)
             fold.add(index, self._names[index], output, self._weights[index])
             del output  # it must not stay alive while the next member runs
         return fold
@@ -67,7 +68,7 @@ class MemberRunner:
         """Run the members of one worker as one."""
         stack, names = self._stack(group), [self._names[index] for index in group.members]
         with self._autocast(self._members[group.members[0]]):
-            outputs = self._guards[group.members[0]].call(stack, ", ".join(names), inputs)
+            outputs = self._guards[group.members[0]].call(stack, ", ".join(names), SharedInputs(inputs))
             for index, output in zip(group.members, outputs):
                 fold.add(index, self._names[index], output, self._weights[index])
         return fold
@@ -80,7 +81,7 @@ class MemberRunner:
             self._stacks[group.worker] = (key, Stack([self._members[index] for index in group.members], names))
         return self._stacks[group.worker][1]
 
-    def _run_member(self, call: MemberCall, index: int, following: int | None, inputs: Inputs) -> Any:
+    def _run_member(self, call: MemberCall, index: int, following: int | None, inputs: SharedInputs) -> Any:
         name = self._names[index]
         try:
             with self._members.at_work(index, following) as member, self._autocast(member):
@@ -92,8 +93,8 @@ class MemberRunner:
             raise
 
     def _autocast(self, member: nn.Module) -> AbstractContextManager[object]:
-        device = member_device(member)
-        return nullcontext() if self._dtype is None or device is None else torch.autocast(device.type, self._dtype)
+        device = None if self._dtype is None else member_device(member)
+        return nullcontext() if device is None else torch.autocast(device.type, self._dtype)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the stacks out of copies and pickles; they are made on first use."""
