@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from fusion_ensemble_plugin.fields import kept_fields
+from fusion_ensemble_plugin.notes import add_note
 from fusion_ensemble_plugin.reducer import Reducer, State, is_ordered
+from fusion_ensemble_plugin.scores import leaf_reducers
 from fusion_ensemble_plugin.transfer import move
 from fusion_ensemble_plugin.tree import Structure, flatten, unflatten
 
@@ -41,13 +43,17 @@ class Fold:
         """Fold in one member's output.
 
         Raises:
-            ValueError: If the output does not fit those before it, naming field and members.
+            ValueError: If the output does not fit those before it, naming field and members, or if the reducer combines
+                class scores and the output holds none.
         """
         values, structure = flatten(kept_fields(output, self._output_keys))
-        paths = list(structure.paths())
+        reducers = leaf_reducers(self._reducer, structure, values)
         one = Fold(self._reducer, self._output_keys)
         one._structure, one.names, one.total_weight = structure, [name], weight
-        one._leaves = [_lift(path, value, index, weight, self._reducer) for path, value in zip(paths, values)]
+        one._leaves = [
+            _lift(path, value, index, weight, reducer)
+            for path, value, reducer in zip(structure.paths(), values, reducers)
+        ]
         self.merge(one)
 
     def merge(self, other: Fold) -> None:
@@ -63,7 +69,7 @@ class Fold:
             if self._structure != other._structure:
                 raise ValueError(f"{who} return different outputs: {self._structure.difference(other._structure)}")
             for mine, theirs in zip(self._leaves, other._leaves):
-                mine.merge(theirs, self._reducer, who)
+                mine.merge(theirs, who)
         self.names += other.names
         self.total_weight += other.total_weight
 
@@ -74,10 +80,26 @@ class Fold:
             leaf.value = move(leaf.value, device)
 
     def lower(self) -> Any:
-        """Return the output of all members folded in, in the type that they return."""
+        """Return the output of all members folded in, in the type that they return.
+
+        If the reducer returns a named tuple of tensors, so does this: a named tuple of whole outputs.
+        """
         if self._structure is None:
             raise ValueError("no member has been folded in")
-        return unflatten(self._structure, [leaf.lower(self._reducer, self.total_weight) for leaf in self._leaves])
+        values = [leaf.lower(self.total_weight) for leaf in self._leaves]
+        several = next((value for value in values if isinstance(value, _Several)), None)
+        if several is None:
+            return unflatten(self._structure, values)
+        rows = [value.parts if isinstance(value, _Several) else [value] * len(several.parts) for value in values]
+        return several.kind(*(unflatten(self._structure, column) for column in zip(*rows)))
+
+
+@dataclasses.dataclass
+class _Several:
+    """What a reducer made of one field if it returns a named tuple: the tuple's type and its parts."""
+
+    kind: Any
+    parts: list[Any]
 
 
 @dataclasses.dataclass
@@ -85,12 +107,13 @@ class _Leaf:
     """One field of the output: partial results by member index, or a value on which all members must agree."""
 
     path: str
+    reducer: Reducer
     value: Any = None
     states: dict[int, State] = dataclasses.field(default_factory=dict)
     shape: tuple[int, ...] | None = None
     dtype: torch.dtype | None = None
 
-    def merge(self, other: _Leaf, reducer: Reducer, who: str) -> None:
+    def merge(self, other: _Leaf, who: str) -> None:
         if (self.shape is None) != (other.shape is None):
             raise ValueError(
                 f"{who} return different outputs: {self.path} is {_named(self)} in one and {_named(other)} in the other"
@@ -106,32 +129,45 @@ class _Leaf:
         if self.dtype is not None and other.dtype is not None:
             self.dtype = torch.promote_types(self.dtype, other.dtype)
         self.states.update(other.states)
-        if not is_ordered(reducer):
-            self._join(reducer)
+        if not is_ordered(self.reducer):
+            self._join()
 
-    def _join(self, reducer: Reducer) -> None:
+    def _join(self) -> None:
         first, *rest = sorted(self.states)
         state = self.states.pop(first)
         for index in rest:
-            state = reducer.merge(state, self.states.pop(index))
+            state = self.reducer.merge(state, self.states.pop(index))
         self.states = {first: state}
 
-    def lower(self, reducer: Reducer, total_weight: float) -> Any:
+    def lower(self, total_weight: float) -> Any:
         if self.shape is None:
             return self.value
-        self._join(reducer)
+        self._join()
         (state,) = self.states.values()
-        output = reducer.lower(state, total_weight)
-        return output.to(self.dtype) if self.dtype is not None else output.item()
+        output = self.reducer.lower(state, total_weight)
+        if isinstance(output, Tensor):
+            return output.to(self.dtype) if self.dtype is not None else output.item()
+        first, *others = (
+            output  # a spread such as the variance may leave the range of half precision; it stays as it is
+        )
+        if self.dtype is None:
+            return _Several(type(output), [first.item(), *(other.item() for other in others)])
+        return _Several(type(output), [first.to(self.dtype), *others])
 
 
 def _lift(path: str, value: Any, index: int, weight: float, reducer: Reducer) -> _Leaf:
     if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
-        state = reducer.lift(value.to(accumulation_dtype(value.dtype)), weight)
-        return _Leaf(path, None, {index: state}, tuple(value.shape), value.dtype)
-    if isinstance(value, float):
-        return _Leaf(path, None, {index: reducer.lift(torch.tensor(value, dtype=torch.float64), weight)}, ())
-    return _Leaf(path, value)
+        raised = value.to(accumulation_dtype(value.dtype))
+        shape, dtype = tuple(value.shape), value.dtype
+    elif isinstance(value, float):
+        raised, shape, dtype = torch.tensor(value, dtype=torch.float64), (), None
+    else:
+        return _Leaf(path, reducer, value)
+    try:
+        return _Leaf(path, reducer, None, {index: reducer.lift(raised, weight)}, shape, dtype)
+    except Exception as error:
+        add_note(error, f"{type(reducer).__name__} was given {path} of shape {shape}")
+        raise
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

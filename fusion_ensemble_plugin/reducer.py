@@ -47,10 +47,11 @@ class Reducer(Protocol):
         """Join two partial results; associative and commutative; may write into ``left``."""
         ...
 
-    def lower(self, state: State, total_weight: float) -> Tensor:
+    def lower(self, state: State, total_weight: float) -> Any:
         """Turn the partial result of all members into the output; ``total_weight`` is the sum of their weights.
 
-        A named tuple of tensors is fine too: the ensemble then returns that named tuple of whole outputs.
+        Returns:
+            A tensor, or a named tuple of tensors: the ensemble then returns that named tuple of whole outputs.
         """
         ...
 
