@@ -43,20 +43,20 @@ class MembersLevel:
 
     Scores that differ by a constant are one distribution, and combined scores are mostly log-probabilities, where a
     model returns logits. Some logits processors are not blind to the constant (a repetition penalty multiplies or
-    divides by the sign), so it is put back: with s the combined scores and z_i those of member i,
+    divides, by the sign), so it is put back: the best score becomes the mean of the members' best ones,
 
-        s - logsumexp(s) + sum_i w_i logsumexp(z_i) / sum_i w_i
+        s - max(s) + sum_i w_i max(z_i) / sum_i w_i
 
-    of which N copies of a model give that model's own scores.
+    with s the combined scores and z_i those of member i. N copies of a model then have the model's own scores.
 
     Args:
         reducer: Combines scores of shape (batch, positions, classes).
 
     Examples:
         >>> level = MembersLevel(MeanReducer())
-        >>> scores = torch.tensor([1.0, 3.0])
-        >>> level.lower(level.merge(level.lift(scores, 1.0), level.lift(scores, 1.0)), 2.0)
-        tensor([1., 3.])
+        >>> one, two = torch.tensor([1.0, 4.0]), torch.tensor([2.0, 0.0])
+        >>> level.lower(level.merge(level.lift(one, 1.0), level.lift(two, 1.0)), 2.0)
+        tensor([2.5000, 3.0000])
     """
 
     def __init__(self, reducer: Reducer) -> None:
@@ -64,15 +64,15 @@ class MembersLevel:
         self.ordered = is_ordered(reducer)
 
     def lift(self, output: Tensor, weight: float) -> State:
-        """Lift the scores, and note their level."""
-        return self.reducer.lift(output, weight), output.logsumexp(-1, keepdim=True) * weight
+        """Lift the scores, and note the best one."""
+        return self.reducer.lift(output, weight), output.amax(-1, keepdim=True) * weight
 
     def merge(self, left: State, right: State) -> State:
-        """Merge the scores and add the levels."""
+        """Merge the scores and add up the best ones."""
         return self.reducer.merge(left[0], right[0]), left[1] + right[1]
 
     def lower(self, state: State, total_weight: float) -> Tensor:
-        """Lower the scores and move them to the mean level."""
-        scores = self.reducer.lower(state[0], total_weight)
-        level: Tensor = state[1] / (total_weight or 1.0)  # weights of a difference of members may sum to 0
-        return scores - scores.logsumexp(-1, keepdim=True) + level
+        """Lower the scores and shift them."""
+        scores: Tensor = self.reducer.lower(state[0], total_weight)
+        best: Tensor = state[1] / (total_weight or 1.0)  # weights of a difference of members may sum to 0
+        return scores + (best - scores.amax(-1, keepdim=True))
