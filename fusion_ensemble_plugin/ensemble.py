@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fusion_ensemble_plugin.device_map import DeviceMap
 from fusion_ensemble_plugin.executor import Executor
@@ -17,7 +17,7 @@ from fusion_ensemble_plugin.members import Members, member_device
 from fusion_ensemble_plugin.outputs import Fold
 from fusion_ensemble_plugin.placement import Placement, resolve
 from fusion_ensemble_plugin.plugins import make_reducer
-from fusion_ensemble_plugin.reducer import Reducer
+from fusion_ensemble_plugin.reducer import ListReducer, Reducer, reduce_tensors, weight_rule
 from fusion_ensemble_plugin.runner import MemberCall, MemberRunner, forward
 from fusion_ensemble_plugin.sizes import module_bytes
 from fusion_ensemble_plugin.transfer import device_of, scatter, torch_device
@@ -62,7 +62,7 @@ class ParallelEnsemble(nn.Module):
     """
 
     default_reducer: Any = "mean"
-    """What a variant changes: the reducer used if none is given."""
+    """What a variant changes: the reducer used if none is given, written in any of the ways of ``reducer``."""
 
     def __init__(
         self,
@@ -84,8 +84,8 @@ class ParallelEnsemble(nn.Module):
         if not (settled and isinstance(models, Sized)):  # else members can be taken, and placed, one by one
             models = list(models)
         self.names = check_names(names, len(models))
-        self.reducer = make_reducer(self.default_reducer if reducer is None else reducer)
-        self.member_weights = resolve_weights(weights, self.names)
+        self._reducer = make_reducer(type(self).default_reducer if reducer is None else reducer)
+        self.member_weights = resolve_weights(weights, self.names, weight_rule(self._reducer))
         self.output_keys = None if output_keys is None else tuple(output_keys)
         self.output_device = None if output_device is None else torch_device(_one_device(output_device))
         self._workers = Workers(executor, compiled=bool(compile))
@@ -100,6 +100,13 @@ class ParallelEnsemble(nn.Module):
             self.model_list.check_stackable([group.members for group in groups], self.names)
         self._compile_options = dict(compile) if isinstance(compile, Mapping) else {} if compile else None
         self._compile()
+
+    @property
+    def reducer(self) -> Reducer:
+        """What combines the members' outputs: what was asked for, or a subclass's own `_aggregate_tensors`."""
+        if type(self)._aggregate_tensors is ParallelEnsemble._aggregate_tensors:
+            return self._reducer
+        return ListReducer(self._aggregate_tensors)
 
     @property
     def placement(self) -> Placement | None:
@@ -169,6 +176,17 @@ class ParallelEnsemble(nn.Module):
         automatic = "threads" if self.placement is not None and len(groups) > 1 else "sequential"
         folds = self._workers.run(groups, calls, inputs, automatic)
         return self._reduce(folds, new_fold(), self._target(inputs, groups))
+
+    def _aggregate_tensors(self, outputs: list[Tensor]) -> Tensor:
+        """Combine the members' tensors: the one method that a variant may override, as in FusionBench's ensembles.
+
+        An override gets one tensor of every member whose weight is not 0, in the order of the members, on the device of
+        the result, in at least float32. It is called once for each floating field of the output. What it makes of
+        `member_weights` is its own affair; this one gives them to the reducer.
+        """
+        weights = [weight for weight in self.member_weights if weight != 0]
+        result: Tensor = reduce_tensors(self._reducer, outputs, weights)
+        return result
 
     def close(self) -> None:
         """End the workers; the next forward starts them again."""

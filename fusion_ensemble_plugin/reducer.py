@@ -8,7 +8,8 @@ Here are the protocol, the mean, and functions as reducers; `fusion_ensemble_plu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -149,6 +150,23 @@ class CallableReducer(ListReducer):
                 f"into {tuple(reduced.shape)} and not into {tuple(stacked.shape[1:])}"
             )
         return reduced
+
+
+def reduce_tensors(reducer: Reducer, outputs: Sequence[Tensor], weights: Sequence[float] | None = None) -> Any:
+    """Reduce tensors that are all there.
+
+    Args:
+        reducer: What combines them.
+        outputs: One tensor a member, all of one shape.
+        weights: One number a member, none of them 0; None for all 1.
+
+    Examples:
+        >>> reduce_tensors(MeanReducer(), [torch.tensor([1.0]), torch.tensor([4.0])], [2.0, 1.0])
+        tensor([2.])
+    """
+    weights = [1.0] * len(outputs) if weights is None else weights
+    states = (reducer.lift(output, weight) for output, weight in zip(outputs, weights))
+    return reducer.lower(reduce(reducer.merge, states), sum(weights))
 
 
 def merge_into(function: Callable[..., Tensor], left: Tensor, right: Tensor | float) -> Tensor:
