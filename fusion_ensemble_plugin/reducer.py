@@ -37,6 +37,7 @@ class Reducer(Protocol):
     - ``ordered = True``: states are merged in the order of the members.
     - ``weight_rule``: a `WeightRule`; "positive" if absent.
     - ``score_keys``: the reducer combines *class scores*, and only those; see `fusion_ensemble_plugin.scores`.
+    - ``lift_stack(outputs, weights)``: the merged partial result of several members at once, ``(members, *shape)``.
     - ``class_dim``: the dimension of the classes in them; -1 if absent.
     """
 
@@ -70,6 +71,13 @@ class MeanReducer:
     def lift(self, output: Tensor, weight: float) -> Tensor:
         """Scale one output; always a new tensor, since `merge` adds into it."""
         return output.clone() if weight == 1 else output * weight
+
+    def lift_stack(self, outputs: Tensor, weights: Sequence[float]) -> Tensor:
+        """Sum the scaled outputs of several members, ``(members, *shape) -> (*shape)``."""
+        if all(weight == 1 for weight in weights):
+            return outputs.sum(dim=0)
+        scales = outputs.new_tensor(weights).view(-1, *[1] * (outputs.dim() - 1))
+        return (outputs * scales).sum(dim=0)
 
     def merge(self, left: Tensor, right: Tensor) -> Tensor:
         """Add ``right`` into ``left``."""
@@ -192,6 +200,17 @@ def real(output: Tensor) -> Tensor:
     if output.is_complex():
         raise TypeError(f"{output.dtype} has no order; of the reducers, mean, sum and variance take complex outputs")
     return output
+
+
+def stack_lift(reducer: Reducer) -> Callable[[Tensor, Sequence[float]], State] | None:
+    """Return a reducer's ``lift_stack``, unless a subclass overrides ``lift`` and not it: the two would differ."""
+    for cls in type(reducer).__mro__:
+        if "lift_stack" in vars(cls):
+            found: Callable[[Tensor, Sequence[float]], State] = getattr(reducer, "lift_stack")  # noqa: B009
+            return found
+        if "lift" in vars(cls):
+            break
+    return None
 
 
 def is_ordered(reducer: Reducer) -> bool:

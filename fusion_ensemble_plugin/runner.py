@@ -68,9 +68,8 @@ class MemberRunner:
         """Run the members of one worker as one."""
         stack, names = self._stack(group), [self._names[index] for index in group.members]
         with self._autocast(self._members[group.members[0]]):
-            outputs = self._guards[group.members[0]].call(stack, ", ".join(names), SharedInputs(inputs))
-            for index, output in zip(group.members, outputs):
-                fold.add(index, self._names[index], output, self._weights[index])
+            output = self._guards[group.members[0]].call(stack, ", ".join(names), SharedInputs(inputs))
+        fold.add_stack(group.members, names, output, [self._weights[index] for index in group.members])
         return fold
 
     def _stack(self, group: Group) -> Stack:

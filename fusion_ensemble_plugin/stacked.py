@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from fusion_ensemble_plugin.alike import difference
-from fusion_ensemble_plugin.tree import Structure, flatten, unflatten
+from fusion_ensemble_plugin.tree import flatten, unflatten
 
 _TENSOR = object()
 
@@ -37,8 +37,8 @@ class Stack:
     Examples:
         >>> stack = Stack([nn.Linear(2, 2), nn.Linear(2, 2)], ["a", "b"])
         >>> with torch.no_grad():
-        ...     [output.shape for output in stack(torch.ones(5, 2))]
-        [torch.Size([5, 2]), torch.Size([5, 2])]
+        ...     stack(torch.ones(5, 2)).shape
+        torch.Size([2, 5, 2])
     """
 
     def __init__(self, modules: Sequence[nn.Module], names: Sequence[str]) -> None:
@@ -47,11 +47,11 @@ class Stack:
         with torch.inference_mode(False), torch.no_grad():
             self._stacked = {name: _stacked(tensors) for name, tensors in self._tensors()}
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run all modules on one input.
 
         Returns:
-            Their outputs, in order; the tensors are views of the stacked outputs, ``(modules, *shape)``.
+            One output in their type, its tensors stacked: ``(modules, *shape)``.
         """
         stacked = self._differentiable() if torch.is_grad_enabled() else self._stacked
         fixed: list[Any] = []
@@ -63,7 +63,9 @@ class Stack:
 
         outputs = vmap(one, randomness="different")(stacked)
         structure, others = fixed
-        return _unstacked(outputs, structure, others, len(self._modules))
+        tensors = iter(outputs)
+        # the vectorised function ran once for all modules, so what is no tensor is the same for all
+        return unflatten(structure, [next(tensors) if other is _TENSOR else other for other in others])
 
     def _differentiable(self) -> dict[str, Tensor]:
         return {name: torch.stack(tensors) for name, tensors in self._tensors()}
@@ -93,10 +95,3 @@ def _stacked(tensors: Sequence[Tensor]) -> Tensor:
     for tensor, view in zip(tensors, stack):
         tensor.data = view
     return stack
-
-
-def _unstacked(outputs: Sequence[Tensor], structure: Structure, others: Sequence[Any], count: int) -> Iterator[Any]:
-    for index in range(count):
-        tensors = iter(outputs)
-        # the vectorised function ran once for all modules, so what is no tensor is the same for all
-        yield unflatten(structure, [next(tensors)[index] if other is _TENSOR else other for other in others])
