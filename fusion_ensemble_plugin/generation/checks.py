@@ -26,6 +26,9 @@ _MEMBERS_OWN = frozenset(
 )
 """The parts of transformers' loop that an ensemble leaves to each member; all others it runs once for all."""
 
+_OF_ONE_MODEL = ("output_attentions", "output_hidden_states", "assistant_early_exit")
+"""Options about a model's layers, which an ensemble has none of."""
+
 
 def can_generate(members: Iterable[nn.Module]) -> bool:
     """Say whether all of these models can take part in ensemble decoding."""
@@ -66,9 +69,9 @@ def check_config(config: GenerationConfig, members: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If not, naming the options.
     """
-    wanted = [name for name in ("output_attentions", "output_hidden_states") if getattr(config, name)]
+    wanted = [name for name in _OF_ONE_MODEL if getattr(config, name)]
     if wanted:
-        raise ValueError(f"generate: {', '.join(wanted)}: an ensemble has none of its own; ask its members")
+        raise ValueError(f"generate: {', '.join(wanted)}: an ensemble has no layers of its own; ask its members")
     if (config.num_beams or 1) == 1 or config.use_cache is False:
         return
     quantized = config.cache_implementation == "quantized"

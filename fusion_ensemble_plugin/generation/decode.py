@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from fusion_ensemble_plugin.generation.checks import TOKENS, check_members
 from fusion_ensemble_plugin.generation.generator import EnsembleGenerator
-from fusion_ensemble_plugin.generation.scores import ReducerSpec, decoding_reducer
+from fusion_ensemble_plugin.generation.scores import MembersLevel, ReducerSpec, check_reducer, decoding_reducer
 from fusion_ensemble_plugin.transfer import device_of
 
 if TYPE_CHECKING:
@@ -42,12 +42,14 @@ def generate(
         TypeError: If members cannot generate; names them.
         ValueError: If members don't fit together, or an option makes no sense for several models.
     """
-    members = {index: member for index, member in enumerate(ensemble.model_list) if ensemble.member_weights[index] != 0}
+    members = {index: member for index, member in enumerate(ensemble.model_list) if ensemble.member_weights[index]}
     options = {**(generation_config.to_dict() if generation_config is not None else {}), **kwargs}
     check_members(
         {ensemble.names[index]: member for index, member in members.items()},
         given=[token for token in TOKENS if options.get(token) is not None],
     )
+    combine = decoding_reducer(reducer, ensemble.reducer)
+    check_reducer(combine, [ensemble.member_weights[index] for index in members], ensemble.device)
     device = device_of((inputs, kwargs)) or ensemble.device
-    generator = EnsembleGenerator(ensemble, members, decoding_reducer(reducer, ensemble.reducer), device)
+    generator = EnsembleGenerator(ensemble, members, MembersLevel(combine), device)
     return generator.generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]

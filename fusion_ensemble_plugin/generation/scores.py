@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fusion_ensemble_plugin.plugins import make_reducer
-from fusion_ensemble_plugin.reducer import MeanReducer, Reducer, State, is_ordered
+from fusion_ensemble_plugin.reducer import MeanReducer, Reducer, State, is_ordered, reduce_tensors, weight_rule
+from fusion_ensemble_plugin.weights import resolve_weights
 
 ReducerSpec = str | Reducer | Callable[..., Any] | Mapping[str, Any]
 
@@ -23,19 +24,27 @@ def decoding_reducer(chosen: ReducerSpec | None, ensembles: Reducer) -> Reducer:
             decoding takes the mean of probabilities.
 
     Raises:
-        ValueError: If a name is unknown, or if the reducer does not turn scores into scores.
+        ValueError: If a name is unknown.
     """
-    if chosen is None:
-        reducer = make_reducer("probability_mean") if type(ensembles) is MeanReducer else ensembles
-    else:
-        reducer = make_reducer(chosen)
-    tried = reducer.lower(reducer.lift(torch.zeros(1, 1, 2), 1.0), 1.0)
-    if not isinstance(tried, Tensor) or tried.shape != (1, 1, 2):
+    if chosen is not None:
+        return make_reducer(chosen)
+    return make_reducer("probability_mean") if type(ensembles) is MeanReducer else ensembles
+
+
+def check_reducer(reducer: Reducer, weights: Sequence[float], device: torch.device) -> None:
+    """Try a reducer on scores of two classes.
+
+    Raises:
+        ValueError: If it doesn't take these weights, or what it makes of scores is not scores.
+    """
+    resolve_weights(weights, [str(index) for index in range(len(weights))], weight_rule(reducer))
+    scores = [torch.zeros(1, 1, 2, device=device) for _ in weights]
+    reduced = reduce_tensors(reducer, scores, weights)
+    if not isinstance(reduced, Tensor) or reduced.shape != scores[0].shape:
         raise ValueError(
-            f"generate: the reducer {type(reducer).__name__} does not turn scores into scores of the same shape; pass "
+            f"generate: {type(reducer).__name__} does not turn scores into scores of the same shape; pass "
             "reducer='probability_mean' or another reducer of class scores"
         )
-    return MembersLevel(reducer)
 
 
 class MembersLevel:
