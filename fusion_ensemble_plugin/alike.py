@@ -27,7 +27,7 @@ def difference(left: nn.Module, right: nn.Module) -> str:
 
     Examples:
         >>> difference(nn.Dropout(0.1), nn.Dropout(0.2))
-        "p is 0.1 in one and 0.2 in the other"
+        'p is 0.1 in one and 0.2 in the other'
         >>> difference(nn.Linear(2, 3), nn.Linear(2, 3))
         ''
     """
