@@ -17,6 +17,7 @@ from fusion_ensemble_plugin.host import warn_if_untested
 from fusion_ensemble_plugin.loading import MemberLoader
 from fusion_ensemble_plugin.placement import Placement, describe, resolve
 from fusion_ensemble_plugin.plugins import executor_factory, make_reducer
+from fusion_ensemble_plugin.reducer import WeightRule, weight_rule
 from fusion_ensemble_plugin.weights import Weights, resolve_weights
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class SimpleEnsembleAlgorithm(BaseAlgorithm):
 
     # set from the constructor's arguments by `auto_register_config`, as are all others
     device_map: Any
+    reducer: Any
     offload: Any
 
     def __init__(
@@ -87,39 +89,62 @@ class SimpleEnsembleAlgorithm(BaseAlgorithm):
             Exception: A member's own loading error, with a note that names the member.
         """
         warn_if_untested()
-        options = self._checked_options(MemberLoader(modelpool).names)
+        options = self._checked_options(MemberLoader(modelpool).names, modelpool)
         loader = MemberLoader(modelpool, options.pop("dtype"))
         placement = self._placement(loader)
         if placement is not None:
             log.info("members and their places:\n%s", describe(placement, loader.names, loader.sizes()))
-        return self.ensemble_class(loader, placement, names=loader.names, offload=self.offload, **options)
+        return self._build(modelpool, loader, placement, names=loader.names, offload=self.offload, **options)
+
+    def _build(
+        self, modelpool: Any, models: MemberLoader, placement: Placement | None, **options: Any
+    ) -> ParallelEnsemble:
+        """Make the ensemble; what a variant overrides that needs more of the pool than its members."""
+        del modelpool
+        return self.ensemble_class(models, placement, **options)
+
+    def _check_pool(self, modelpool: Any) -> None:
+        """Raise ``ValueError`` if the pool lacks what a variant needs, before any model is loaded."""
+
+    def _reducer(self) -> Any:
+        """Return the reducer as it was asked for; what a variant with options of its own overrides."""
+        return plain(self.reducer) or self.ensemble_class.default_reducer
 
     def _placement(self, loader: MemberLoader) -> Placement | None:
         where = {key: plain(getattr(self, key)) for key in ("lanes", "max_memory", "offload")}
         bounded = where["max_memory"] is not None or where["offload"] is not None
         return resolve(plain(self.device_map), loader.names, loader.sizes(exact=bounded), **where)
 
-    def _checked_options(self, names: Sequence[str]) -> dict[str, Any]:
+    def _checked_options(self, names: Sequence[str], modelpool: Any) -> dict[str, Any]:
         """Return the ensemble's options as plain data, all checked."""
         options = {key: plain(getattr(self, key)) for key in _OPTIONS}
         where = {key: plain(getattr(self, key)) for key in ("lanes", "max_memory", "offload")}
         checks = [
             lambda: resolve(plain(self.device_map), names, **where),
             lambda: resolve(options["output_device"], ["output"], option="output_device"),
-            lambda: resolve_weights(options["weights"], names),
-            lambda: make_reducer(options["reducer"] or self.ensemble_class.default_reducer),
+            lambda: make_reducer(self._reducer()),
+            lambda: resolve_weights(options["weights"], names, self._weight_rule()),
             lambda: executor_factory(options["executor"]),
             lambda: torch_dtype(options["dtype"]),
             lambda: torch_dtype(options["autocast"], "autocast"),
+            lambda: self._check_pool(modelpool),
         ]
         problems = [problem for check in checks if (problem := _problem(check))]
         if problems:
             raise ValueError("\n".join(problems))
         return {
             **options,
+            "reducer": self._reducer(),
             "dtype": torch_dtype(options["dtype"]),
             "autocast": torch_dtype(options["autocast"], "autocast"),
         }
+
+    def _weight_rule(self) -> WeightRule:
+        """Return which weights the reducer takes; any number if the reducer itself is wrong, which is told already."""
+        try:
+            return weight_rule(make_reducer(self._reducer()))
+        except (ValueError, TypeError):
+            return "signed"
 
 
 def plain(value: Any) -> Any:
