@@ -11,19 +11,78 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fusion_ensemble_plugin.algorithms import SimpleEnsembleAlgorithm
+    from fusion_ensemble_plugin.clip_head import ClipHead
+    from fusion_ensemble_plugin.clip_logits import ClipLogitEnsemble
     from fusion_ensemble_plugin.ensemble import ParallelEnsemble
     from fusion_ensemble_plugin.placement import Placement
     from fusion_ensemble_plugin.reducer import Reducer
+    from fusion_ensemble_plugin.reducers.class_scores import ClassScoreReducer
+    from fusion_ensemble_plugin.variants import (
+        ClipLogitEnsembleAlgorithm,
+        LogOpinionPool,
+        LogOpinionPoolAlgorithm,
+        MajorityVote,
+        MajorityVoteAlgorithm,
+        MaxModelPredictor,
+        MaxModelPredictorAlgorithm,
+        MedianEnsemble,
+        MedianEnsembleAlgorithm,
+        ProbabilityEnsemble,
+        ProbabilityEnsembleAlgorithm,
+        TrimmedMeanEnsemble,
+        TrimmedMeanEnsembleAlgorithm,
+        WeightedEnsembleAlgorithm,
+    )
 
 __version__ = "0.1.0"
 
-__all__ = ["ParallelEnsemble", "Placement", "Reducer", "SimpleEnsembleAlgorithm", "__version__"]
+__all__ = [
+    "ClassScoreReducer",
+    "ClipHead",
+    "ClipLogitEnsemble",
+    "ClipLogitEnsembleAlgorithm",
+    "LogOpinionPool",
+    "LogOpinionPoolAlgorithm",
+    "MajorityVote",
+    "MajorityVoteAlgorithm",
+    "MaxModelPredictor",
+    "MaxModelPredictorAlgorithm",
+    "MedianEnsemble",
+    "MedianEnsembleAlgorithm",
+    "ParallelEnsemble",
+    "Placement",
+    "ProbabilityEnsemble",
+    "ProbabilityEnsembleAlgorithm",
+    "Reducer",
+    "SimpleEnsembleAlgorithm",
+    "TrimmedMeanEnsemble",
+    "TrimmedMeanEnsembleAlgorithm",
+    "WeightedEnsembleAlgorithm",
+    "__version__",
+]
 
 _MODULE_OF = {
     "SimpleEnsembleAlgorithm": "algorithms",
+    "ClipHead": "clip_head",
+    "ClipLogitEnsemble": "clip_logits",
     "ParallelEnsemble": "ensemble",
     "Placement": "placement",
     "Reducer": "reducer",
+    "ClassScoreReducer": "reducers.class_scores",
+    "ClipLogitEnsembleAlgorithm": "variants",
+    "LogOpinionPool": "variants",
+    "LogOpinionPoolAlgorithm": "variants",
+    "MajorityVote": "variants",
+    "MajorityVoteAlgorithm": "variants",
+    "MaxModelPredictor": "variants",
+    "MaxModelPredictorAlgorithm": "variants",
+    "MedianEnsemble": "variants",
+    "MedianEnsembleAlgorithm": "variants",
+    "ProbabilityEnsemble": "variants",
+    "ProbabilityEnsembleAlgorithm": "variants",
+    "TrimmedMeanEnsemble": "variants",
+    "TrimmedMeanEnsembleAlgorithm": "variants",
+    "WeightedEnsembleAlgorithm": "variants",
 }
 
 

@@ -47,6 +47,16 @@ def targets(node: Any) -> Iterator[str]:
             yield from targets(value)
 
 
+def arguments(method: type) -> list[str]:
+    """Return the names of a method's arguments, those that it hands on to the class it comes from first."""
+    names: list[str] = []
+    for cls in reversed(method.__mro__):
+        if cls.__module__.startswith("fusion_ensemble_plugin") and "__init__" in vars(cls):
+            parameters = inspect.signature(cls.__init__).parameters.values()
+            names += [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self"]
+    return names
+
+
 def unexplained_keys(text: str) -> list[str]:
     """Return the top-level options with a comment neither beside nor right above them."""
     missing, above = [], ""
@@ -86,6 +96,4 @@ def test_a_yaml_is_instantiated_as_the_host_does_it(path: Path, host_config_dir:
 @pytest.mark.parametrize("path", METHODS, ids=name_of)
 def test_a_methods_options_are_its_constructors_arguments(path: Path, host_config_dir: Path) -> None:
     node = composed(path, host_config_dir)
-    parameters = inspect.signature(import_object(node["_target_"]).__init__).parameters.values()
-    arguments = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self"]
-    assert [key for key in node if key not in NO_OPTION] == arguments
+    assert [key for key in node if key not in NO_OPTION] == arguments(import_object(node["_target_"]))

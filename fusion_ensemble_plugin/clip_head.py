@@ -1,0 +1,101 @@
+"""The part of a CLIP model that turns pooled image features into a task's logits, as FusionBench's task pool has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from fusion_bench.models.hf_clip import HFCLIPClassifier
+from fusion_bench.tasks.clip_classification import get_classnames_and_templates
+from torch import Tensor, nn
+
+PRETRAINED = "_pretrained_"
+"""The name under which a FusionBench pool keeps the model that its members were fine-tuned from."""
+
+
+class ClipHead:
+    """Visual projection, text side and temperature of one CLIP model.
+
+    Args:
+        clip_model: A Hugging Face ``CLIPModel``, whose vision tower is not used. Its other parts are shared, not
+            copied, and frozen.
+        processor: Its processor; needed for `text_embeds` alone.
+
+    Attributes:
+        projection: From pooled features to image embeddings, (embedding, hidden).
+        logit_scale: What cosines are multiplied by to give logits.
+    """
+
+    def __init__(self, clip_model: Any, processor: Any = None) -> None:
+        self.projection: Tensor = clip_model.visual_projection.weight.detach()
+        self.logit_scale: float = clip_model.logit_scale.detach().double().exp().item()
+        text_side: Any = _TextSide(clip_model)
+        self._classifier = None if processor is None else HFCLIPClassifier(text_side, processor)
+        self._text_embeds: dict[str, Tensor] = {}
+
+    def text_embeds(self, task: str, device: torch.device) -> Tensor:
+        """Return one direction a class of a task, (classes, embedding), each of norm 1; made once a task.
+
+        Raises:
+            ValueError: If there is no processor.
+        """
+        if self._classifier is None:
+            raise ValueError("text embeddings need a processor: ClipHead(clip_model, processor)")
+        if task not in self._text_embeds:
+            self._classifier.to(device).eval()
+            self._classifier.set_classification_task(*get_classnames_and_templates(task))
+            embeds: Any = self._classifier.zeroshot_weights
+            self._text_embeds[task] = embeds
+        return self._text_embeds[task].to(device)
+
+
+class _TextSide(nn.Module):
+    """A CLIP model without its vision tower, as far as FusionBench's classifier looks at it."""
+
+    def __init__(self, clip_model: Any) -> None:
+        super().__init__()
+        self.visual_projection = clip_model.visual_projection
+        self.text_model = clip_model.text_model
+        self.text_projection = clip_model.text_projection
+        self.logit_scale = clip_model.logit_scale
+
+
+def clip_head(modelpool: Any, clip_model: Any = None, text: bool = True) -> ClipHead:
+    """Load the head that a pool's members were trained with.
+
+    Args:
+        modelpool: A FusionBench ``CLIPVisionModelPool``.
+        clip_model: Path or hub name of a CLIP model, or a mapping with ``_target_``; None for the pool's own
+            ``_pretrained_``.
+        text: Whether text embeddings will be asked for.
+    """
+    if clip_model is None:
+        loaded = modelpool.load_clip_model(PRETRAINED)
+    elif isinstance(clip_model, Mapping):
+        from hydra.utils import instantiate
+
+        loaded = instantiate(dict(clip_model))
+    else:
+        from transformers import CLIPModel
+
+        loaded = CLIPModel.from_pretrained(clip_model)
+    return ClipHead(loaded, modelpool.load_processor() if text else None)
+
+
+def check_clip_pool(modelpool: Any, clip_model: Any = None, text: bool = True) -> None:
+    """Check, without loading anything, that `clip_head` can work.
+
+    Raises:
+        ValueError: If not; the message lists all that is missing.
+    """
+    problems = []
+    if clip_model is None and not (hasattr(modelpool, "load_clip_model") and modelpool.has_pretrained):
+        problems.append(
+            f"the pool has no CLIP model {PRETRAINED!r} to take the visual projection from; name one, for example "
+            "method.clip_model=openai/clip-vit-base-patch32"
+        )
+    if text and getattr(modelpool, "_processor", None) is None:
+        problems.append("the pool has no processor, which a reducer other than mean and sum needs for the class names")
+    if problems:
+        raise ValueError("; ".join(problems))

@@ -1,0 +1,168 @@
+"""The usual ways to combine predictions: each an ensemble with its reducer, and the FusionBench method that builds it.
+
+A variant is a class attribute or one overridden method. All options are `SimpleEnsembleAlgorithm`'s; a reducer's own
+are in the option ``reducer``, such as ``reducer={"name": "trimmed_mean", "fraction": 0.1}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fusion_bench.mixins.serialization import auto_register_config
+
+from fusion_ensemble_plugin.algorithms import SimpleEnsembleAlgorithm, plain
+from fusion_ensemble_plugin.clip_head import check_clip_pool, clip_head
+from fusion_ensemble_plugin.clip_logits import ClipLogitEnsemble, check_logit_reducer, is_linear
+from fusion_ensemble_plugin.ensemble import ParallelEnsemble
+from fusion_ensemble_plugin.plugins import make_reducer
+
+
+class MaxModelPredictor(ParallelEnsemble):
+    """The element-wise maximum of the members' outputs, as FusionBench's class of this name."""
+
+    default_reducer = "max"
+
+
+class MedianEnsemble(ParallelEnsemble):
+    """The element-wise median of the members' outputs."""
+
+    default_reducer = "median"
+
+
+class TrimmedMeanEnsemble(ParallelEnsemble):
+    """The element-wise mean without the members' largest and smallest values."""
+
+    default_reducer = "trimmed_mean"
+
+
+class ProbabilityEnsemble(ParallelEnsemble):
+    """The mean of the members' class probabilities, as log-probabilities."""
+
+    default_reducer = "probability_mean"
+
+
+class LogOpinionPool(ParallelEnsemble):
+    """The normalised geometric mean of the members' class probabilities, as log-probabilities."""
+
+    default_reducer = "log_probability_mean"
+
+
+class MajorityVote(ParallelEnsemble):
+    """The members' votes for a class each, as log-frequencies."""
+
+    default_reducer = "majority_vote"
+
+
+@auto_register_config
+class WeightedEnsembleAlgorithm(SimpleEnsembleAlgorithm):
+    """The weighted mean of the members' outputs, or their weighted sum.
+
+    Args:
+        normalize: Divide by the sum of the weights. If false, the output is the plain sum_i w_i f_i(x), and weights may
+            be negative.
+        **kwargs: The options of `SimpleEnsembleAlgorithm`, ``weights`` above all.
+    """
+
+    normalize: bool
+
+    def __init__(self, normalize: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+    def _reducer(self) -> Any:
+        """Take the sum in the place of the mean if weights are not normalized.
+
+        Raises:
+            ValueError: If another reducer than the mean is not to be normalized.
+        """
+        reducer = super()._reducer()
+        if self.normalize:
+            return reducer
+        if reducer not in ("mean", "sum"):
+            raise ValueError(f"normalize=False goes with the reducer 'mean', not with {reducer!r}")
+        return "sum"
+
+
+class MaxModelPredictorAlgorithm(SimpleEnsembleAlgorithm):
+    """The element-wise maximum of the members' outputs, as FusionBench's method of this name."""
+
+    ensemble_class = MaxModelPredictor
+
+
+class MedianEnsembleAlgorithm(SimpleEnsembleAlgorithm):
+    """The element-wise median of the members' outputs."""
+
+    ensemble_class = MedianEnsemble
+
+
+class TrimmedMeanEnsembleAlgorithm(SimpleEnsembleAlgorithm):
+    """The element-wise mean without the members' largest and smallest values."""
+
+    ensemble_class = TrimmedMeanEnsemble
+
+
+@auto_register_config
+class ClipLogitEnsembleAlgorithm(SimpleEnsembleAlgorithm):
+    """The mean of the members' *logits*, in a CLIP task pool, which else averages pooled features.
+
+    See `fusion_ensemble_plugin.clip_logits`. Any other reducer of logits works too.
+
+    Args:
+        clip_model: Path or hub name of the task pool's CLIP model, or a mapping with ``_target_``; None for the model
+            pool's ``_pretrained_``.
+        **kwargs: The options of `SimpleEnsembleAlgorithm`.
+    """
+
+    clip_model: Any
+
+    def __init__(self, clip_model: str | Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+    def _check_pool(self, modelpool: Any) -> None:
+        reducer = make_reducer(self._reducer())
+        check_logit_reducer(reducer)
+        check_clip_pool(modelpool, plain(self.clip_model), text=not is_linear(reducer))
+
+    def _build(self, modelpool: Any, models: Any, placement: Any, **options: Any) -> ParallelEnsemble:
+        text = not is_linear(make_reducer(self._reducer()))
+        head = clip_head(modelpool, plain(self.clip_model), text)
+        return ClipLogitEnsemble(models, placement, head=head, **options)
+
+
+class ClassScoreEnsembleAlgorithm(ClipLogitEnsembleAlgorithm):
+    """A variant whose reducer combines class scores: members' logits, also in a CLIP task pool.
+
+    Members of a CLIP pool are vision towers, whose outputs are features; so there it builds a `ClipLogitEnsemble`. Of
+    any other pool it builds the `ensemble_class`.
+    """
+
+    def _check_pool(self, modelpool: Any) -> None:
+        if _is_clip(modelpool):
+            super()._check_pool(modelpool)
+
+    def _build(self, modelpool: Any, models: Any, placement: Any, **options: Any) -> ParallelEnsemble:
+        if _is_clip(modelpool):
+            return super()._build(modelpool, models, placement, **options)
+        return self.ensemble_class(models, placement, **options)
+
+
+class ProbabilityEnsembleAlgorithm(ClassScoreEnsembleAlgorithm):
+    """The mean of the members' class probabilities, as log-probabilities."""
+
+    ensemble_class = ProbabilityEnsemble
+
+
+class LogOpinionPoolAlgorithm(ClassScoreEnsembleAlgorithm):
+    """The normalised geometric mean of the members' class probabilities, as log-probabilities."""
+
+    ensemble_class = LogOpinionPool
+
+
+class MajorityVoteAlgorithm(ClassScoreEnsembleAlgorithm):
+    """The members' votes for a class each, as log-frequencies."""
+
+    ensemble_class = MajorityVote
+
+
+def _is_clip(modelpool: Any) -> bool:
+    return hasattr(modelpool, "load_clip_model")
