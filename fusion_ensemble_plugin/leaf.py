@@ -115,6 +115,11 @@ class Leaf:
         output = self.reducer.lower(state, total_weight)
         if isinstance(output, Tensor):
             return output.item() if self.dtype is None else output.to(self.dtype)
+        if not (isinstance(output, tuple) and hasattr(output, "_fields")):
+            raise TypeError(
+                f"{type(self.reducer).__name__}.lower returned a {type(output).__name__} for {self.path}; a tensor or a "
+                "named tuple of tensors is needed"
+            )
         first, *others = output
         if self.dtype is None:
             return Several(type(output), [first.item(), *(other.item() for other in others)])

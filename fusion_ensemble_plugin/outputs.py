@@ -53,16 +53,18 @@ class Fold:
         Raises:
             ValueError: As `add` does.
         """
-        one, values = self._opened(output, names, sum(weights))
+        one, values = self._opened(output, names, sum(weights), stacked=True)
         one._leaves = [leaf.lift_stack(value, indices, weights) for leaf, value in zip(one._leaves, values)]
         self.merge(one)
 
-    def _opened(self, output: Any, names: Sequence[str], weight: float) -> tuple[Fold, list[Any]]:
+    def _opened(
+        self, output: Any, names: Sequence[str], weight: float, stacked: bool = False
+    ) -> tuple[Fold, list[Any]]:
         """Return a fold with empty leaves for an output, and its values."""
         values, structure = flatten(kept_fields(output, self._output_keys))
         one = Fold(self._reducer, self._output_keys)
         one._structure, one.names, one.total_weight = structure, list(names), weight
-        reducers = leaf_reducers(self._reducer, structure, values)
+        reducers = leaf_reducers(self._reducer, structure, values, stacked)
         one._leaves = [Leaf(structure, place, reducer) for place, reducer in enumerate(reducers)]
         return one, values
 

@@ -24,13 +24,16 @@ def takes_scores(reducer: Reducer) -> bool:
     return hasattr(reducer, "score_keys")
 
 
-def leaf_reducers(reducer: Reducer, structure: Structure, values: Sequence[Any]) -> list[Reducer]:
+def leaf_reducers(
+    reducer: Reducer, structure: Structure, values: Sequence[Any], stacked: bool = False
+) -> list[Reducer]:
     """Choose the reducer of each leaf of an output.
 
     Args:
         reducer: What the user chose.
         structure: The output's structure.
         values: Its leaves.
+        stacked: Whether its tensors are those of several members, ``(members, *shape)``.
 
     Raises:
         ValueError: If the reducer combines class scores and the output holds none.
@@ -53,7 +56,7 @@ def leaf_reducers(reducer: Reducer, structure: Structure, values: Sequence[Any])
     chosen = chosen or [reducer]
     for path, value, its_reducer in zip(structure.paths(), values, chosen):
         if its_reducer is reducer:
-            _check(path, value, reducer)
+            _check(path, value[0] if stacked and isinstance(value, Tensor) else value, reducer)
     return chosen
 
 
