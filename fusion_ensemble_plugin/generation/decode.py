@@ -42,14 +42,15 @@ def generate(
         TypeError: If members cannot generate; names them.
         ValueError: If members don't fit together, or an option makes no sense for several models.
     """
-    members = {index: member for index, member in enumerate(ensemble.model_list) if ensemble.member_weights[index]}
+    weights = {name: weight for name, weight in zip(ensemble.names, ensemble.member_weights) if weight}
+    members = {index: member for index, member in enumerate(ensemble.model_list) if ensemble.names[index] in weights}
     options = {**(generation_config.to_dict() if generation_config is not None else {}), **kwargs}
     check_members(
-        {ensemble.names[index]: member for index, member in members.items()},
+        dict(zip(weights, members.values())),
         given=[token for token in TOKENS if options.get(token) is not None],
     )
     combine = decoding_reducer(reducer, ensemble.reducer)
-    check_reducer(combine, [ensemble.member_weights[index] for index in members], ensemble.device)
+    check_reducer(combine, weights, ensemble.device)
     device = device_of((inputs, kwargs)) or ensemble.device
     generator = EnsembleGenerator(ensemble, members, MembersLevel(combine), device)
     return generator.generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]

@@ -82,7 +82,7 @@ class EnsembleGenerator(GenerationMixin):
             output = member(**inputs, return_dict=True)
             if use_cache:
                 caches.keep(index, output)
-            return {"logits": output.logits[:, -logits_to_keep:]}
+            return {"logits": output.logits.narrow(1, -logits_to_keep, logits_to_keep)}
 
         inputs = ((input_ids,), dict(shared, logits_to_keep=logits_to_keep))
         scores = self._ensemble.run_members(step, inputs, self._new_fold)["logits"]

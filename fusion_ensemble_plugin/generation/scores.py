@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -31,15 +31,15 @@ def decoding_reducer(chosen: ReducerSpec | None, ensembles: Reducer) -> Reducer:
     return make_reducer("probability_mean") if type(ensembles) is MeanReducer else ensembles
 
 
-def check_reducer(reducer: Reducer, weights: Sequence[float], device: torch.device) -> None:
-    """Try a reducer on scores of two classes.
+def check_reducer(reducer: Reducer, weights: Mapping[str, float], device: torch.device) -> None:
+    """Try a reducer on scores of two classes, one for each member that has a weight, by name.
 
     Raises:
         ValueError: If it doesn't take these weights, or what it makes of scores is not scores.
     """
-    resolve_weights(weights, [str(index) for index in range(len(weights))], weight_rule(reducer))
-    scores = [torch.zeros(1, 1, 2, device=device) for _ in weights]
-    reduced = reduce_tensors(reducer, scores, weights)
+    numbers = resolve_weights(weights, list(weights), weight_rule(reducer))
+    scores = [torch.zeros(1, 1, 2, device=device) for _ in numbers]
+    reduced = reduce_tensors(reducer, scores, numbers)
     if not isinstance(reduced, Tensor) or reduced.shape != scores[0].shape:
         raise ValueError(
             f"generate: {type(reducer).__name__} does not turn scores into scores of the same shape; pass "
