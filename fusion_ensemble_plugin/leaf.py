@@ -117,8 +117,8 @@ class Leaf:
             return output.item() if self.dtype is None else output.to(self.dtype)
         if not (isinstance(output, tuple) and hasattr(output, "_fields")):
             raise TypeError(
-                f"{type(self.reducer).__name__}.lower returned a {type(output).__name__} for {self.path}; a tensor or a "
-                "named tuple of tensors is needed"
+                f"{type(self.reducer).__name__}.lower returned a {type(output).__name__} for {self.path}; a tensor or "
+                "a named tuple of tensors is needed"
             )
         first, *others = output
         if self.dtype is None:
