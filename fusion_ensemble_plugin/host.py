@@ -10,8 +10,15 @@ from packaging.specifiers import SpecifierSet
 
 log = logging.getLogger(__name__)
 
-TESTED_HOST = ">=0.2.33,<0.2.34"
-"""The versions of fusion-bench that the tests of this package run with."""
+TESTED = {
+    "fusion-bench": ">=0.2.33,<0.2.34",
+    "transformers": ">=5.5,<5.6",
+    "hydra-core": ">=1.3,<1.4",
+    "torch": ">=2.13,<2.14",
+}
+"""The versions that the tests of this package run with; ``constraints.txt`` has the exact ones."""
+
+TESTED_HOST = TESTED["fusion-bench"]
 
 
 @cache
