@@ -1,0 +1,1 @@
+"""Members of an ensemble count by their certainty."""
