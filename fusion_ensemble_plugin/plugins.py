@@ -123,9 +123,9 @@ def _collect(
     manager: pluggy.PluginManager, hook: str, into: dict[str, tuple[Callable[..., Any], str]], found: Registry
 ) -> None:
     """Call one hook of each plugin in turn, so that each name is known to come from it."""
-    for plugin in manager.get_plugins():
-        source = manager.get_name(plugin) or repr(plugin)
-        others = [other for other in manager.get_plugins() if other is not plugin]
+    plugins = manager.list_name_plugin()  # in the order in which they were loaded: ours first
+    for source, plugin in plugins:
+        others = [other for _, other in plugins if other is not plugin]
         registered: dict[str, Callable[..., Any]] = {}
         try:
             manager.subset_hook_caller(hook, others)(register=partial(_register, registered))
