@@ -214,6 +214,12 @@ class ParallelEnsemble(nn.Module):
             return given
         return member_device(self.model_list[0]) or next((group.device for group in groups if group.device), None)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Take stacked members apart: each one's tensor would be pickled with the memory of the whole stack."""
+        self._runner.dissolve_stacks()
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return state
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Compile anew: what was compiled is not copied with a module."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]

@@ -30,9 +30,6 @@ class Members(nn.ModuleList):
         placement: One device a member, or None.
         offload: Where the members are kept that the placement offloads: "cpu" or "disk".
 
-    Attributes:
-        revision: Counts the moves and casts of all members.
-
     Examples:
         >>> members = Members([nn.Linear(2, 2)], Placement(("cpu:0",)))
         >>> members.to("meta", torch.float64)[0].weight.device, members[0].weight.dtype
@@ -42,7 +39,6 @@ class Members(nn.ModuleList):
     def __init__(self, models: Iterable[nn.Module], placement: Placement | None, offload: str | None = None) -> None:
         super().__init__()
         self.placement = placement
-        self.revision = 0
         self._offloaded: dict[int, OffloadedMember] = {}
         self._streams: dict[str, WeightStream] = {}
         home: dict[int, torch.device] = {}
@@ -98,7 +94,6 @@ class Members(nn.ModuleList):
         return self._streams[worker]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Members:
-        self.revision += 1
         if self.placement is None:
             return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
         convert = _dtype_only(fn)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from threading import Lock
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ def forward(index: int, member: nn.Module, args: tuple[Any, ...], kwargs: dict[s
     """Call the member: what an ensemble's ``forward`` does with each."""
     del index
     return member(*args, **kwargs)
+
+
+_stacking = Lock()  # two callers at once must not stack the same members twice
 
 
 class MemberRunner:
@@ -50,7 +54,7 @@ class MemberRunner:
         self._weights = weights
         self._dtype = autocast
         self._stacked = stacked
-        self._stacks: dict[str, tuple[Any, Stack]] = {}
+        self._stacks: dict[tuple[int, ...], Stack] = {}
         self._guards = [InputGuard() for _ in names]
 
     def run_group(self, call: MemberCall, group: Group, inputs: Inputs, fold: Fold) -> Fold:
@@ -66,19 +70,30 @@ class MemberRunner:
 
     def _run_stacked(self, group: Group, inputs: Inputs, fold: Fold) -> Fold:
         """Run the members of one worker as one."""
-        stack, names = self._stack(group), [self._names[index] for index in group.members]
-        with self._autocast(self._members[group.members[0]]):
-            output = self._guards[group.members[0]].call(stack, ", ".join(names), SharedInputs(inputs))
+        names = [self._names[index] for index in group.members]
+        try:
+            stack = self._stack(group, names)
+            with self._autocast(self._members[group.members[0]]):
+                output = self._guards[group.members[0]].call(stack, ", ".join(names), SharedInputs(inputs))
+        except Exception as error:
+            add_note(error, f"raised by ensemble members {', '.join(map(repr, names))}, run as one on {group.worker}")
+            raise
         fold.add_stack(group.members, names, output, [self._weights[index] for index in group.members])
         return fold
 
-    def _stack(self, group: Group) -> Stack:
-        """Return the group's stack, made anew when the members were moved or cast."""
-        key = (group.members, self._members.revision)
-        if self._stacks.get(group.worker, (None,))[0] != key:
-            names = [self._names[index] for index in group.members]
-            self._stacks[group.worker] = (key, Stack([self._members[index] for index in group.members], names))
-        return self._stacks[group.worker][1]
+    def _stack(self, group: Group, names: Sequence[str]) -> Stack:
+        """Return the group's stack, made anew when the members were changed."""
+        with _stacking:
+            if group.members not in self._stacks or not self._stacks[group.members].is_current:
+                self._stacks.pop(group.members, None)  # its memory goes before the new one's comes
+                self._stacks[group.members] = Stack([self._members[index] for index in group.members], names)
+            return self._stacks[group.members]
+
+    def dissolve_stacks(self) -> None:
+        """Give each stacked member memory of its own again; the next run stacks them anew."""
+        with _stacking:
+            while self._stacks:
+                self._stacks.popitem()[1].dissolve()
 
     def _run_member(self, call: MemberCall, index: int, following: int | None, inputs: SharedInputs) -> Any:
         name = self._names[index]

@@ -6,6 +6,7 @@ fills the cores with already gets slower.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -24,8 +25,8 @@ class Stack:
     """Runs several modules as one by ``torch.func.vmap``.
 
     The modules' parameters and buffers become views of the stacked tensors: they are moved, not copied, and whatever
-    writes to the modules in place writes to the stack. With gradients enabled they are stacked anew in each forward, so
-    that each module's own parameters get their gradients.
+    writes to the modules in place writes to the stack. With gradients enabled, parameters that require them are stacked
+    anew in each forward, so that each module's own get their gradients.
 
     Args:
         modules: Modules alike in all but their weights, on one device.
@@ -43,9 +44,36 @@ class Stack:
 
     def __init__(self, modules: Sequence[nn.Module], names: Sequence[str]) -> None:
         check_alike(modules, names)
+        # a CPU has no vectorised attention kernel: torch loops over the modules there, and says so at every layer
+        warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet implemented")
         self._modules = list(modules)
         with torch.inference_mode(False), torch.no_grad():
             self._stacked = {name: _stacked(tensors) for name, tensors in self._tensors()}
+        self._parts = [part for module in modules for part in module.modules()]
+        self._held = list(_held(self._parts))
+        tensors = [value for _, _, value in self._held if isinstance(value, Tensor)]
+        self._addresses = [(tensor.data_ptr, tensor.data_ptr()) for tensor in tensors]
+        self._modes = [part.training for part in self._parts]
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the modules still are what was stacked.
+
+        They are not after one got other tensors (by ``half()`` or ``load_state_dict(assign=True)``, say), another
+        submodule, or another training mode.
+        """
+        return (
+            self._modes == [part.training for part in self._parts]
+            and all(place.get(key) is value for place, key, value in self._held)
+            and all(address() == stacked for address, stacked in self._addresses)
+        )
+
+    def dissolve(self) -> None:
+        """Give each module memory of its own again; the stack is of no use after."""
+        with torch.inference_mode(False), torch.no_grad():
+            for _, tensors in self._tensors():
+                for tensor in tensors:
+                    tensor.data = tensor.detach().clone()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run all modules on one input.
@@ -68,7 +96,11 @@ class Stack:
         return unflatten(structure, [next(tensors) if other is _TENSOR else other for other in others])
 
     def _differentiable(self) -> dict[str, Tensor]:
-        return {name: torch.stack(tensors) for name, tensors in self._tensors()}
+        """Stack the parameters anew; buffers must stay in the stack, which the modules write to in training."""
+        return {
+            name: torch.stack(tensors) if any(tensor.requires_grad for tensor in tensors) else self._stacked[name]
+            for name, tensors in self._tensors()
+        }
 
     def _tensors(self) -> Iterator[tuple[str, list[Tensor]]]:
         """Yield each parameter's and buffer's name and its tensor in every module; tied ones once."""
@@ -87,6 +119,13 @@ def check_alike(modules: Sequence[nn.Module], names: Sequence[str]) -> None:
     problems = [f"{names[0]!r} and {name!r} differ: {why}" for name, why in found if why]
     if problems:
         raise ValueError(f"executor=stacked needs members that are alike; {'; '.join(problems)}")
+
+
+def _held(parts: Sequence[nn.Module]) -> Iterator[tuple[Mapping[str, Any], str, Any]]:
+    """Yield each submodule, parameter and buffer, with the mapping that holds it and its key there."""
+    for part in parts:
+        for place in (part._modules, part._parameters, part._buffers):
+            yield from ((place, key, value) for key, value in place.items())
 
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:
