@@ -31,8 +31,9 @@ Generate = Callable[[int], None]
 def tiny_gpt2(seed: int) -> Any:
     """Make a model of 4 layers, width 128, vocabulary 1,000: its weights stay in the cache of a CPU."""
     torch.manual_seed(seed)
-    sizes: dict[str, Any] = {"vocab_size": 1000, "n_positions": 512, "n_embd": 128, "n_layer": 4, "n_head": 4}
-    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=1, eos_token_id=None, pad_token_id=0)).eval()
+    sizes = {"vocab_size": 1000, "n_positions": 512, "n_embd": 128, "n_layer": 4, "n_head": 4}
+    options: dict[str, Any] = {**sizes, "bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
+    return GPT2LMHeadModel(GPT2Config(**options)).eval()
 
 
 def generators(members: Sequence[Any]) -> dict[str, Generate]:
