@@ -65,17 +65,31 @@ def bounds(max_memory: Mapping[Any, Any] | None, present: Sequence[str], problem
         present: The devices there are.
         problems: Gets a line for each mistake.
     """
+    if max_memory is not None and not isinstance(max_memory, Mapping):
+        problems.append(f"max_memory={max_memory!r} is not a mapping from device to bytes")
+        return {}
     read: dict[str, int] = {}
     for key, size in (max_memory or {}).items():
-        device = f"cuda:{key}" if isinstance(key, int) else str(key)
-        device = "cpu" if device.startswith("cpu") else device
+        device = _spelled(key, present)
         if device != "cpu" and device not in present:
             problems.append(f"max_memory for {key!r}, which is not here")
+        if device in read:
+            problems.append(f"max_memory for {device!r} twice")
         try:
             read[device] = parse_bytes(size)
         except ValueError as error:
             problems.append(f"max_memory for {key!r}: {error}")
     return read
+
+
+def _spelled(key: Any, present: Sequence[str]) -> str:
+    """Spell a bound's device as placements do: a bare number or type is an accelerator's, all lanes are the CPU's."""
+    text = str(key)
+    if text.isdecimal():
+        return f"{present[0].partition(':')[0] if present else 'cuda'}:{text}"
+    if re.fullmatch(r"cpu(:\d+)?", text):
+        return "cpu"
+    return text if ":" in text else f"{text}:0"
 
 
 def room_for(device: str, bound: Mapping[str, int]) -> int:
@@ -85,8 +99,10 @@ def room_for(device: str, bound: Mapping[str, int]) -> int:
     return min(free, bound[memory]) if memory in bound else free
 
 
-def choose_offloaded(sizes: Sequence[int], devices: Sequence[str], room: Mapping[str, int]) -> tuple[int, ...]:
-    """Choose the members to keep off their device: as few as possible, the later ones first.
+def choose_offloaded(
+    sizes: Sequence[int], devices: Sequence[str], room: Mapping[str, int], names: Sequence[str]
+) -> tuple[int, ...]:
+    """Choose the members to keep off their device: in the order of the members, those for which no room is left.
 
     Members kept off a device pass through it, one after another. Room is left for one such member for each CPU lane,
     and for two on an accelerator: one computes while the next one is copied.
@@ -95,12 +111,13 @@ def choose_offloaded(sizes: Sequence[int], devices: Sequence[str], room: Mapping
         sizes: Bytes of each member.
         devices: The device of each member.
         room: Bytes that members may take in each memory; one that is not there is without limit.
+        names: What the members are called in errors.
 
     Raises:
         ValueError: If there is no room for even these; says for which member and by how much.
 
     Examples:
-        >>> choose_offloaded([10, 10, 10, 10], ["cuda:0"] * 4, {"cuda:0": 35})
+        >>> choose_offloaded([10, 10, 10, 10], ["cuda:0"] * 4, {"cuda:0": 35}, "abcd")
         (1, 2, 3)
     """
     offloaded: list[int] = []
@@ -112,16 +129,16 @@ def choose_offloaded(sizes: Sequence[int], devices: Sequence[str], room: Mapping
         slots = len({devices[index] for index in here}) if memory == "cpu" else 2
         left = room[memory] - slots * sizes[largest]
         if left < 0:
-            needed = (
-                f"offloading needs {show_bytes(slots * sizes[largest])}, {slots} times member {largest}, the largest"
-            )
+            needed = f"{show_bytes(slots * sizes[largest])}, {slots} times {names[largest]!r}, the largest"
             raise ValueError(
-                f"{memory} has room for {show_bytes(room[memory])}; {needed}: {show_bytes(-left)} too little"
+                f"{memory} has room for {show_bytes(room[memory])}; offloading needs {needed}: "
+                f"{show_bytes(-left)} too little"
             )
         for index in here:
-            left -= sizes[index]
-            if left < 0:
+            if sizes[index] > left:
                 offloaded.append(index)
+            else:
+                left -= sizes[index]
     return tuple(sorted(offloaded))
 
 

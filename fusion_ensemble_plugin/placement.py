@@ -47,7 +47,7 @@ def resolve(
     """Turn a device map into a placement.
 
     Args:
-        device_map: What the user wrote; see `DeviceMap`. A placement is returned as it is.
+        device_map: What the user wrote; see `DeviceMap`. A placement of as many members is returned as it is.
         names: The members' names, in order.
         sizes: Bytes of each member, for "auto" and for memory bounds; without them all members count alike.
         lanes: With "auto" on a machine without accelerators: the number of CPU lanes; default one.
@@ -67,6 +67,8 @@ def resolve(
         Placement(devices=('cpu:0', 'cpu:1'), offloaded=())
     """
     if isinstance(device_map, Placement):
+        if len(device_map.devices) != len(names):
+            raise ValueError(f"{option} places {len(device_map.devices)} members, but there are {len(names)}")
         return device_map
     present = present_devices()
     problems = _wrong_options(device_map, lanes, max_memory, offload)
@@ -80,7 +82,7 @@ def resolve(
     if auto:
         devices = _balanced(sizes, len(names), accelerators(present) or [f"cpu:{i}" for i in range(lanes or 1)], bound)
     try:
-        return Placement(tuple(devices), _offloaded(sizes, devices, bound, offload))
+        return Placement(tuple(devices), _offloaded(sizes, devices, bound, offload, names))
     except ValueError as error:
         raise ValueError(f"{option}={device_map!s}: {error}. {allowed(names, present)}") from None
 
@@ -106,7 +108,7 @@ def describe(placement: Placement, names: Sequence[str], sizes: Sequence[int] | 
 def _wrong_options(device_map: DeviceMap, lanes: Any, max_memory: Any, offload: str | None) -> list[str]:
     """List what is wrong with the options that go with a device map."""
     problems: list[str] = []
-    if lanes is not None and (not isinstance(lanes, int) or lanes <= 0):
+    if lanes is not None and (not isinstance(lanes, int) or isinstance(lanes, bool) or lanes <= 0):
         problems.append(f"lanes={lanes!r} is not a whole number above 0")
     if lanes is not None and device_map != "auto":
         problems.append("lanes go with device_map=auto only; write the lanes into the map instead (cpu:0, cpu:1, ...)")
@@ -131,7 +133,11 @@ def _balanced(sizes: Sequence[int] | None, count: int, devices: Sequence[str], b
 
 
 def _offloaded(
-    sizes: Sequence[int] | None, devices: Sequence[str], bound: Mapping[str, int], offload: str | None
+    sizes: Sequence[int] | None,
+    devices: Sequence[str],
+    bound: Mapping[str, int],
+    offload: str | None,
+    names: Sequence[str],
 ) -> tuple[int, ...]:
     """Return the members that do not fit.
 
@@ -147,14 +153,20 @@ def _offloaded(
     short = [m for m in bounded if taken[m] > bounded[m] and (offload is None or (offload == "cpu" and m == "cpu"))]
     if short:
         lack = [f"{m} has room for {show_bytes(bounded[m])}, its members take {show_bytes(taken[m])}" for m in short]
-        raise ValueError(f"too little memory: {'; '.join(lack)}; {_remedy(sizes, bounded, memories, short)}")
-    return choose_offloaded(sizes, devices, bounded)
+        raise ValueError(f"too little memory: {'; '.join(lack)}; {_remedy(sizes, bounded, memories, short, names)}")
+    return choose_offloaded(sizes, devices, bounded, names)
 
 
-def _remedy(sizes: Sequence[int], room: Mapping[str, int], memories: Sequence[str], short: Sequence[str]) -> str:
+def _remedy(
+    sizes: Sequence[int],
+    room: Mapping[str, int],
+    memories: Sequence[str],
+    short: Sequence[str],
+    names: Sequence[str],
+) -> str:
     """Say what would help: the disk, or only more room where not even the largest member fits."""
     index = max((i for i, memory in enumerate(memories) if memory in short), key=lambda i: sizes[i])
     lack = sizes[index] - room[memories[index]]
     if lack > 0:
-        return f"not even member {index}, the largest, fits: {show_bytes(lack)} too little"
+        return f"not even {names[index]!r}, the largest, fits: {show_bytes(lack)} too little"
     return "offload=disk (or cpu, for an accelerator) keeps elsewhere what does not fit"
