@@ -10,21 +10,25 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from safetensors import safe_open
 from torch import nn
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 INDEX = ".index.json"
 
 
-def module_bytes(model: nn.Module) -> int:
+def module_bytes(model: nn.Module, dtype: torch.dtype | None = None) -> int:
     """Return the bytes of a module's parameters and buffers, each counted once.
 
+    Args:
+        model: The module.
+        dtype: What floating tensors will be cast to; None for their own.
+
     Examples:
-        >>> module_bytes(nn.Linear(3, 2))
-        32
+        >>> module_bytes(nn.Linear(3, 2)), module_bytes(nn.Linear(3, 2), torch.float16)
+        (32, 16)
     """
-    return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+    tensors = (*model.parameters(), *model.buffers())
+    return sum(t.numel() * ((dtype if t.is_floating_point() else None) or t.dtype).itemsize for t in tensors)
 
 
 def checkpoint_bytes(source: Any, dtype: torch.dtype | None = None) -> int | None:
@@ -35,16 +39,19 @@ def checkpoint_bytes(source: Any, dtype: torch.dtype | None = None) -> int | Non
         dtype: What floating tensors will be cast to; None for their own.
 
     Returns:
-        The bytes of all tensors in its safetensors files; None if there are none at hand (a hub is not asked).
+        The bytes of all tensors in its safetensors files; None if there are none at hand (a hub is not asked), or none
+        that can be read: loading will say why, and of which member.
     """
     if isinstance(source, nn.Module):
-        return module_bytes(source)
+        return module_bytes(source, dtype)
     if isinstance(source, Mapping):
         source = source.get("pretrained_model_name_or_path")
     if not isinstance(source, (str, Path)):
         return None
-    files = _weight_files(str(source))
-    return sum(_tensor_bytes(file, dtype) for file in files) or None
+    try:
+        return sum(_tensor_bytes(file, dtype) for file in _weight_files(str(source))) or None
+    except (OSError, ValueError, LookupError):
+        return None
 
 
 def _weight_files(source: str) -> list[Path]:
@@ -69,18 +76,18 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _tensor_bytes(file: Path, dtype: torch.dtype | None) -> int:
-    total = 0
-    with safe_open(file, framework="pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118 - no mapping
-            view = tensors.get_slice(name)
-            total += prod(view.get_shape()) * _item_size(view.get_dtype(), dtype)
-    return total
+    # safe_open would map the whole file, which the system may refuse where it is larger than the memory
+    with file.open("rb") as content:
+        length = int.from_bytes(content.read(8), "little")
+        if length > file.stat().st_size:
+            raise ValueError(f"{file} is no safetensors file")
+        header = json.loads(content.read(length))
+    return sum(_stored_bytes(entry, dtype) for name, entry in header.items() if name != "__metadata__")
 
 
-def _item_size(stored: str, dtype: torch.dtype | None) -> int:
-    """Return the bytes of one element; safetensors names its dtypes F32, BF16, I64, F8_E4M3, BOOL, ...."""
-    floating = stored.startswith(("F", "BF"))
-    if floating and dtype is not None:
-        return dtype.itemsize
-    digits = "".join(c for c in stored.split("_")[0] if c.isdigit())
-    return int(digits) // 8 if digits else 1
+def _stored_bytes(entry: Mapping[str, Any], dtype: torch.dtype | None) -> int:
+    """Return the bytes of one tensor; safetensors names its dtypes F32, BF16, I64, F8_E4M3, BOOL, ...."""
+    if dtype is not None and entry["dtype"].startswith(("F", "BF")):
+        return int(prod(entry["shape"])) * dtype.itemsize
+    begin, end = entry["data_offsets"]
+    return int(end - begin)
