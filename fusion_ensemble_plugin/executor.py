@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from threading import Thread
+from threading import Lock, Thread
 from typing import Protocol, TypeVar
 
 import torch
@@ -15,6 +15,9 @@ import torch
 from fusion_ensemble_plugin.caller_state import with_caller_state
 
 T = TypeVar("T")
+
+# Two callers must not start the same worker twice, nor any two workers change torch's number of threads at once.
+_starting = Lock()
 
 
 class Executor(Protocol):
@@ -81,13 +84,17 @@ class ThreadsExecutor:
     def run(self, calls: Mapping[str, Callable[[], T]]) -> list[T]:
         """Run at the same time; an error waits for the others, an interrupt drops those not yet begun."""
         futures = [self._worker(name).submit(with_caller_state(call)) for name, call in calls.items()]
+        results: list[T] = []
         try:
             wait(futures)
-            return [future.result() for future in futures]
+            while futures:
+                results.append(futures.pop(0).result())
+            return results
         finally:
-            for future in futures:
-                future.cancel()
-            del futures  # an error's traceback holds this frame; it must not hold the results too
+            # an error's traceback holds this frame, and a future its error: held here, they would hold each other
+            while futures:
+                futures.pop().cancel()
+            del results
 
     def close(self) -> None:
         """End the threads."""
@@ -96,11 +103,12 @@ class ThreadsExecutor:
             worker.shutdown()
 
     def _worker(self, name: str) -> ThreadPoolExecutor:
-        if name not in self._workers:
-            worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"ensemble-{name}")
-            _share_cores(worker, self._cores.get(name))
-            self._workers[name] = worker
-        return self._workers[name]
+        with _starting:
+            if name not in self._workers:
+                worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"ensemble-{name}")
+                _share_cores(worker, self._cores.get(name))
+                self._workers[name] = worker
+            return self._workers[name]
 
 
 class StackedExecutor(ThreadsExecutor):
