@@ -11,6 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import nn
 from tqdm.auto import tqdm
 
+from fusion_ensemble_plugin.memory import return_freed
 from fusion_ensemble_plugin.notes import add_note
 from fusion_ensemble_plugin.sizes import checkpoint_bytes, module_bytes
 
@@ -60,6 +61,7 @@ class MemberLoader:
             for name in progress:
                 progress.set_description(f"loading {name}")
                 yield self._loaded.pop(name) if name in self._loaded else self._load(name)
+                return_freed()  # here it was moved to its place
 
     def __len__(self) -> int:
         """Return the number of members."""
@@ -78,6 +80,7 @@ class MemberLoader:
                 raise TypeError(f"the pool returned {type(model).__name__} for {name!r}, not a torch module")
             return model if self._dtype is None else model.to(dtype=self._dtype)
         except Exception as error:
+            self._loaded.clear()
             add_note(error, f"while loading ensemble member {name!r} (index {self.names.index(name)})")
             log.error("ensemble member %r could not be loaded: %s", name, error)
             raise

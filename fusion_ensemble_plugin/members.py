@@ -42,8 +42,14 @@ class Members(nn.ModuleList):
         self._offloaded: dict[int, OffloadedMember] = {}
         self._streams: dict[str, WeightStream] = {}
         home: dict[int, torch.device] = {}
-        for index, model in enumerate(models):
-            self.append(model if placement is None else self._placed(index, model, placement, offload, home))
+        try:
+            for model in models:
+                self.append(model if placement is None else self._placed(len(self), model, placement, offload, home))
+                del model  # while the next one is loaded, nothing is left of this one but what is in its place
+        except BaseException:
+            self._modules.clear()  # the error's traceback keeps this object; it must not keep the members
+            self._offloaded.clear()
+            raise
 
     def at_work(self, index: int, following: int | None = None) -> AbstractContextManager[nn.Module]:
         """Give a member with its weights on its device, and begin to fetch those of the one that follows it there."""

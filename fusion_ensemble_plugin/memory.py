@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -140,6 +141,18 @@ def choose_offloaded(
             else:
                 left -= sizes[index]
     return tuple(sorted(offloaded))
+
+
+def return_freed() -> None:
+    """Give memory that was freed back to the system.
+
+    The C library keeps freed blocks that lie between blocks in use. Weights below its limit for mappings (32 MiB) are
+    such blocks: without this, members that have left the CPU would go on taking its memory.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        return  # not the GNU C library
 
 
 def _free(memory: str) -> int:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fusion_ensemble_plugin.memory import return_freed
 from fusion_ensemble_plugin.streaming import Visit, WeightStream
 
 
@@ -77,6 +78,8 @@ class OffloadedMember:
                 weights = {name: tensor.pin_memory() for name, tensor in weights.items()}
             self._visit = None
             self._rest(weights)
+        if self._kept == "disk":
+            return_freed()
 
     def _arrive(self, stream: WeightStream | None) -> Visit | None:
         if stream is None:
@@ -138,9 +141,7 @@ class TensorFile:
         handle, self.path = tempfile.mkstemp(prefix="fusion-ensemble-", suffix=".safetensors")
         os.close(handle)
         weakref.finalize(self, _unlink, self.path)
-        # tensors that share memory are written each on its own: assigning them back must not depend on how they were
-        # laid out
-        save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, self.path)
+        save_file(_apart(tensors), self.path)
 
     def load(self) -> dict[str, Tensor]:
         """Map the tensors anew; nothing is read before it is used. Memory is given back as an earlier mapping goes."""
@@ -153,11 +154,16 @@ class TensorFile:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
-def _own(tensor: Tensor) -> Tensor:
-    """Return the tensor with memory of its own, contiguous; safetensors refuses tensors that share theirs."""
-    if tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes:
-        return tensor
-    return tensor.clone(memory_format=torch.contiguous_format)
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors contiguous and each with memory of its own: safetensors refuses those that share theirs."""
+    taken: set[int] = set()
+    apart: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage()
+        whole = tensor.is_contiguous() and memory.nbytes() == tensor.nbytes and memory.data_ptr() not in taken
+        taken.add(memory.data_ptr())
+        apart[name] = tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+    return apart
 
 
 def _unlink(path: str) -> None:

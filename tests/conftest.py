@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).parent.parent
-LIBRARY_THREADS = ("TMonitor", "pytest_timeout")  # tqdm's refresher and the watchdog: one a process, by design
+LIBRARY_THREADS = ("TMonitor", "tqdm_monitor", "pytest_timeout")  # tqdm's refresher and the watchdog: one a process, by design
 
 RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
 
