@@ -61,7 +61,10 @@ class Fold:
         self, output: Any, names: Sequence[str], weight: float, stacked: bool = False
     ) -> tuple[Fold, list[Any]]:
         """Return a fold with empty leaves for an output, and its values."""
-        values, structure = flatten(kept_fields(output, self._output_keys))
+        try:
+            values, structure = flatten(kept_fields(output, self._output_keys))
+        except ValueError as error:
+            raise ValueError(f"member {names[0]!r}: {error}") from None
         one = Fold(self._reducer, self._output_keys)
         one._structure, one.names, one.total_weight = structure, list(names), weight
         reducers = leaf_reducers(self._reducer, structure, values, stacked)
