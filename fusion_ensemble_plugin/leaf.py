@@ -53,7 +53,8 @@ class Leaf:
     def lift(self, value: Any, index: int, weight: float) -> Leaf:
         """Take in one member's value; returns this leaf."""
         if isinstance(value, float):
-            self.states, self.shape = {index: self.reducer.lift(torch.tensor(value, dtype=torch.float64), weight)}, ()
+            number = torch.tensor(value, dtype=torch.float64, device="cpu")
+            self.states, self.shape = {index: self.reducer.lift(number, weight)}, ()
         elif _reducible(value):
             self.shape, self.dtype = tuple(value.shape), value.dtype
             self.states = {index: self._raised(lambda tensor: self.reducer.lift(tensor, weight), value)}
@@ -91,7 +92,7 @@ class Leaf:
             if not _equal(self.value, other.value):
                 raise ValueError(f"{who} disagree on {self.path}, which can't be averaged: {self} and {other}")
             return
-        if self.shape is None or other.shape is None:
+        if self._kind != other._kind:
             raise ValueError(f"{who} return different outputs: {self.path} is {self} in one and {other} in the other")
         if self.shape != other.shape:
             raise ValueError(f"{who} return different shapes for {self.path}: {self.shape} and {other.shape}")
@@ -102,7 +103,9 @@ class Leaf:
             self._join()
 
     def move(self, device: torch.device) -> None:
-        """Bring the partial results to another device."""
+        """Bring the partial results to another device; those of Python floats stay on the CPU."""
+        if self._kind is float:
+            return
         self.states = {index: move(state, device) for index, state in self.states.items()}
         self.value = move(self.value, device)
 
@@ -126,6 +129,13 @@ class Leaf:
         # a spread such as the variance may leave the range of half precision: it stays as it is
         return Several(type(output), [first.to(self.dtype), *others])
 
+    @property
+    def _kind(self) -> type:
+        """What the members return: `Tensor` or `float`, which are reduced, or any other `object`."""
+        if self.shape is None:
+            return object
+        return float if self.dtype is None else Tensor
+
     def _join(self) -> None:
         first, *rest = sorted(self.states)
         state = self.states.pop(first)
@@ -142,7 +152,9 @@ class Leaf:
             raise
 
     def __str__(self) -> str:
-        if self.shape is not None:
+        if self._kind is float:
+            return "a Python float"
+        if self._kind is Tensor:
             return f"a floating tensor of shape {self.shape}"
         if isinstance(self.value, Tensor):
             return f"a tensor of {self.value.dtype} and shape {tuple(self.value.shape)}"
@@ -168,4 +180,7 @@ def _reducible(value: Any) -> bool:
 def _equal(left: Any, right: Any) -> bool:
     if isinstance(left, Tensor) and isinstance(right, Tensor):
         return left.shape == right.shape and left.dtype == right.dtype and torch.equal(left, right)
-    return type(left) is type(right) and bool(left == right)
+    if type(left) is not type(right):
+        return False
+    same = left == right
+    return bool(same.all()) if hasattr(same, "all") else bool(same)  # NumPy compares element by element
