@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,8 +64,9 @@ def load_dataset(task: str, split: str) -> Dataset:
     return Dataset.from_dict(rows, Features(image=Image(), label=ClassLabel(num_classes=int(labels.max()) + 1)))
 
 
+@cache
 def pictures(task: str) -> Pictures:
-    """Return all pictures of a task, in a fixed order."""
+    """Return all pictures of a task, in a fixed order; read once a process, as it takes seconds for ``mnist``."""
     try:
         return _SOURCES[task]()
     except ModuleNotFoundError as error:

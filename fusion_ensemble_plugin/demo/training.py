@@ -143,7 +143,7 @@ def _descend(
     """Take steps with AdamW, one on each loss; the rate rises over the first tenth and falls to nothing as a cosine."""
     weights = [weight for part in parts for weight in part.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.05)
-    warm = steps // 10
+    warm = max(1, steps // 10)
     for step, loss in enumerate(islice(losses, steps)):
         share = min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
         optimizer.param_groups[0]["lr"] = rate * share
