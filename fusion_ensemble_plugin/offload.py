@@ -140,7 +140,7 @@ class TensorFile:
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         handle, self.path = tempfile.mkstemp(prefix="fusion-ensemble-", suffix=".safetensors")
         os.close(handle)
-        weakref.finalize(self, _unlink, self.path)
+        weakref.finalize(self, _unlink, self.path, os.getpid())
         save_file(_apart(tensors), self.path)
 
     def load(self) -> dict[str, Tensor]:
@@ -166,6 +166,7 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return apart
 
 
-def _unlink(path: str) -> None:
-    if os.path.exists(path):
+def _unlink(path: str, owner: int) -> None:
+    """Delete the file; not in a forked process, whose parent still needs it."""
+    if os.getpid() == owner and os.path.exists(path):
         os.unlink(path)
