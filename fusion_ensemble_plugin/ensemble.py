@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Sized
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -84,10 +85,12 @@ class ParallelEnsemble(nn.Module):
         if not (settled and isinstance(models, Sized)):  # else members can be taken, and placed, one by one
             models = list(models)
         self.names = check_names(names, len(models))
-        self._reducer = make_reducer(type(self).default_reducer if reducer is None else reducer)
+        self.reducer_spec = type(self).default_reducer if reducer is None else reducer
+        self._reducer = make_reducer(self.reducer_spec)
         self.member_weights = resolve_weights(weights, self.names, weight_rule(self._reducer))
         self.output_keys = None if output_keys is None else tuple(output_keys)
         self.output_device = None if output_device is None else torch_device(_one_device(output_device))
+        self.autocast = autocast
         self._workers = Workers(executor, compiled=bool(compile))
         sizes = None if settled else [module_bytes(model) for model in models]
         placement = resolve(device_map, self.names, sizes, offload=None if settled else offload)
@@ -150,6 +153,28 @@ class ParallelEnsemble(nn.Module):
         from fusion_ensemble_plugin.generation import generate  # transformers' decoding costs 2 s to import
 
         return generate(self, *args, reducer=reducer, **kwargs)
+
+    def save_pretrained(self, path: str | Path, push_to_hub: bool = False) -> None:
+        """Save the members and how they are combined to a folder, all of it or nothing.
+
+        See `fusion_ensemble_plugin.saving.write.save`.
+        """
+        from fusion_ensemble_plugin.saving import save
+
+        save(self, path, push_to_hub)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, device_map: DeviceMap | Placement = None, **options: Any) -> Any:
+        """Load a saved ensemble from a folder, or from a repository on the Hugging Face hub.
+
+        See `fusion_ensemble_plugin.saving.read.load`.
+
+        Returns:
+            An ensemble of the class that was saved, which is this one or one that comes from it.
+        """
+        from fusion_ensemble_plugin.saving import load
+
+        return load(cls, path, device_map, **options)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run all members on the same input and reduce their outputs.
