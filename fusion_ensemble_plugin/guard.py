@@ -25,6 +25,14 @@ class SharedInputs:
         """Return how often each tensor was written to; inference tensors do not count."""
         return [tensor._version for tensor in self._counted]
 
+    def counted_apart(self) -> SharedInputs:
+        """Return the same memory with version counters that count what is written through these tensors only.
+
+        Lanes run at the same time on one tensor; by its one counter, each would seem to have written what any one did.
+        Tensors that require gradients keep theirs.
+        """
+        return SharedInputs(map_leaves(_counted_apart, self.inputs))
+
     def copy(self) -> SharedInputs:
         """Return a copy of all tensors, in the same containers."""
         return SharedInputs(map_leaves(_copied, self.inputs))
@@ -61,6 +69,10 @@ class InputGuard:
         if self._shares is None:
             self._shares = not written
         return output
+
+
+def _counted_apart(leaf: Any) -> Any:
+    return leaf.data if isinstance(leaf, Tensor) and not (leaf.requires_grad or leaf.is_inference()) else leaf
 
 
 def _copied(leaf: Any) -> Any:

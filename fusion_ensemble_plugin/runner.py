@@ -61,7 +61,7 @@ class MemberRunner:
         """Run the members of one worker one after another and fold their outputs as they come."""
         if self._stacked and call is forward and len(group.members) > 1:
             return self._run_stacked(group, inputs, fold)
-        shared = SharedInputs(inputs)
+        shared = SharedInputs(inputs) if self._members.placement is None else SharedInputs(inputs).counted_apart()
         for index, following in zip(group.members, (*group.members[1:], None)):
             output = self._run_member(call, index, following, shared)
             fold.add(index, self._names[index], output, self._weights[index])
