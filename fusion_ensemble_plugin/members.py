@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -102,11 +103,12 @@ class Members(nn.ModuleList):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Members:
         if self.placement is None:
             return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
-        convert = _dtype_only(fn)
+        become = _dtype_only(fn)
         for index, member in enumerate(self):
-            before = [tensor.dtype for tensor in _tensors(member)]
-            member._apply(convert)  # type: ignore[no-untyped-call]
-            if index in self._offloaded and before != [tensor.dtype for tensor in _tensors(member)]:
+            if all(become(tensor.dtype) == tensor.dtype for tensor in _tensors(member)):
+                continue
+            member._apply(lambda tensor: tensor.to(become(tensor.dtype)))  # type: ignore[no-untyped-call]
+            if index in self._offloaded:
                 self._offloaded[index].settle()
         return self
 
@@ -124,13 +126,6 @@ def _tensors(member: nn.Module) -> Iterator[Tensor]:
     return chain(member.parameters(), member.buffers())
 
 
-def _dtype_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _dtype_only(fn: Callable[[Tensor], Tensor]) -> Callable[[torch.dtype], torch.dtype]:
     """Find out on empty tensors what ``fn`` does to a dtype, so that no weight goes through another device."""
-    dtypes: dict[torch.dtype, torch.dtype] = {}
-
-    def convert(tensor: Tensor) -> Tensor:
-        if tensor.dtype not in dtypes:
-            dtypes[tensor.dtype] = fn(torch.empty(0, dtype=tensor.dtype)).dtype
-        return tensor.to(dtypes[tensor.dtype])
-
-    return convert
+    return cache(lambda dtype: fn(torch.empty(0, dtype=dtype)).dtype)
