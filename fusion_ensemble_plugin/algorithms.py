@@ -12,6 +12,11 @@ from fusion_bench.mixins.serialization import auto_register_config
 from omegaconf import OmegaConf
 
 from fusion_ensemble_plugin.device_map import DeviceMap
+from fusion_ensemble_plugin.distributed.ensemble import spread
+from fusion_ensemble_plugin.distributed.layout import Layout, arrange
+from fusion_ensemble_plugin.distributed.link import Link
+from fusion_ensemble_plugin.distributed.meeting import Meeting, same_names
+from fusion_ensemble_plugin.distributed.members import OwnMembers, parameter_counts
 from fusion_ensemble_plugin.ensemble import ParallelEnsemble
 from fusion_ensemble_plugin.host import warn_if_untested
 from fusion_ensemble_plugin.loading import MemberLoader
@@ -45,6 +50,9 @@ class SimpleEnsembleAlgorithm(BaseAlgorithm):
         offload: Keep what does not fit in "cpu" memory or on "disk", and let it visit its device; None refuses.
         autocast: Run the members under autocast to this dtype ("bfloat16", "float16"); None does not.
         compile: Compile each member with ``torch.compile``: true, or a mapping of its options; false does not.
+        member_parallel: Spread the members over Fabric's ranks: true over all, a number over teams of that many; false
+            puts all members on every rank.
+        rank_timeout: With ``member_parallel``: seconds that a rank waits for the others.
 
     Examples:
         >>> ensemble = SimpleEnsembleAlgorithm(device_map="cpu").run([torch.nn.Identity(), torch.nn.ReLU()])
@@ -59,6 +67,8 @@ class SimpleEnsembleAlgorithm(BaseAlgorithm):
     device_map: Any
     reducer: Any
     offload: Any
+    member_parallel: Any
+    rank_timeout: Any
 
     def __init__(
         self,
@@ -74,6 +84,8 @@ class SimpleEnsembleAlgorithm(BaseAlgorithm):
         offload: str | None = None,
         autocast: str | None = None,
         compile: bool | Mapping[str, Any] = False,
+        member_parallel: bool | int = False,
+        rank_timeout: float = 600.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -87,10 +99,26 @@ class SimpleEnsembleAlgorithm(BaseAlgorithm):
         Raises:
             ValueError: If an option is wrong, before any model is loaded; the message lists all that is.
             Exception: A member's own loading error, with a note that names the member.
+            RankError: With ``member_parallel``, if another rank fails or is not there in time.
         """
         warn_if_untested()
-        options = self._checked_options(MemberLoader(modelpool).names, modelpool)
-        loader = MemberLoader(modelpool, options.pop("dtype"))
+        meeting = Meeting(self.rank_timeout, alone=self.member_parallel is False)
+        with meeting.together("checking the options") as names:
+            names.message = MemberLoader(modelpool).names
+            options = self._checked_options(names.message, modelpool, meeting)
+        same_names(names.others)
+        layout = arrange(self.member_parallel, meeting.world, meeting.rank, names.message)
+        with meeting.together("loading the members") as counts:
+            ensemble = self._loaded(modelpool, layout, options)
+            counts.message = parameter_counts(ensemble)
+        if layout is None or meeting.roll is None:
+            return ensemble
+        return spread(ensemble, Link(layout, meeting.roll, meeting.timeout), counts.others)
+
+    def _loaded(self, modelpool: Any, layout: Layout | None, options: dict[str, Any]) -> ParallelEnsemble:
+        """Load this process's members and build the ensemble with them."""
+        dtype = options.pop("dtype")
+        loader = MemberLoader(modelpool, dtype) if layout is None else OwnMembers(modelpool, dtype, layout)
         placement = self._placement(loader)
         if placement is not None:
             log.info("members and their places:\n%s", describe(placement, loader.names, loader.sizes()))
@@ -115,7 +143,7 @@ class SimpleEnsembleAlgorithm(BaseAlgorithm):
         bounded = where["max_memory"] is not None or where["offload"] is not None
         return resolve(plain(self.device_map), loader.names, loader.sizes(exact=bounded), **where)
 
-    def _checked_options(self, names: Sequence[str], modelpool: Any) -> dict[str, Any]:
+    def _checked_options(self, names: Sequence[str], modelpool: Any, meeting: Meeting) -> dict[str, Any]:
         """Return the ensemble's options as plain data, all checked."""
         options = {key: plain(getattr(self, key)) for key in _OPTIONS}
         where = {key: plain(getattr(self, key)) for key in ("lanes", "max_memory", "offload")}
@@ -127,6 +155,7 @@ class SimpleEnsembleAlgorithm(BaseAlgorithm):
             lambda: executor_factory(options["executor"]),
             lambda: torch_dtype(options["dtype"]),
             lambda: torch_dtype(options["autocast"], "autocast"),
+            lambda: arrange(self.member_parallel, meeting.world, meeting.rank, names),
             lambda: self._check_pool(modelpool),
         ]
         problems = [problem for check in checks if (problem := _problem(check))]

@@ -12,8 +12,12 @@ from torch import Tensor, nn
 
 NAMES_ONLY = frozenset(
     {"_name_or_path", "name_or_path", "_commit_hash", "id2label", "label2id", "transformers_version"}
+    | {"_output_capturing_hooks_installed"}
 )
-"""Attributes of configs that say where a model comes from or what its classes are called, not how it computes."""
+"""Attributes that say where a model comes from, what its classes are called or whether it ran, not how it computes."""
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_CAPTURING = "transformers.utils.output_capturing"  # its hooks come with the first run and change nothing
 
 _OWN = frozenset(vars(nn.Module())) - {"training"}
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), enum.Enum, type, torch.dtype, torch.device, torch.Size)
@@ -23,7 +27,7 @@ def difference(left: nn.Module, right: nn.Module) -> str:
     """Say in what two modules differ besides the values of parameters and buffers; "" if in nothing.
 
     Compared are the classes of all submodules, names, shapes, dtypes, devices and ties of parameters and buffers, the
-    training mode, and every Python attribute: one that differs would silently take the first module's value.
+    training mode, hooks, and every Python attribute: one that differs would silently take the first module's value.
 
     Examples:
         >>> difference(nn.Dropout(0.1), nn.Dropout(0.2))
@@ -48,12 +52,21 @@ def _module_difference(left: nn.Module, right: nn.Module, prefix: str) -> str:
         ours, theirs = _kinds(getattr(left, kind)), _kinds(getattr(right, kind))
         if ours != theirs:
             return f"{prefix}{kind[1:]} are {ours} in one and {theirs} in the other"
+    for kind in _HOOKS:
+        found = _mapping_difference(_hooks(left, kind), _hooks(right, kind), f"{prefix}{kind[1:]}.", set())
+        if found:
+            return found
     ours, theirs = ({k: v for k, v in vars(module).items() if k not in _OWN} for module in (left, right))
     return _mapping_difference(ours, theirs, prefix, set())
 
 
 def _kinds(tensors: Mapping[str, Tensor | None]) -> dict[str, Any]:
     return {k: None if t is None else (tuple(t.shape), t.dtype, str(t.device)) for k, t in tensors.items()}
+
+
+def _hooks(module: nn.Module, kind: str) -> dict[int, Any]:
+    hooks = getattr(module, kind).values()
+    return dict(enumerate(hook for hook in hooks if getattr(hook, "__module__", None) != _CAPTURING))
 
 
 def _ties(module: nn.Module) -> list[list[str]]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from fusion_ensemble_plugin.absent import Absent
 from fusion_ensemble_plugin.members import Members, member_device
 from fusion_ensemble_plugin.transfer import torch_device
 
@@ -26,13 +27,14 @@ class Group(NamedTuple):
 
 
 def group_members(members: Members, weights: Sequence[float]) -> list[Group]:
-    """Group the members by worker, in the order of each worker's first member; members of weight 0 are left out.
+    """Group the members by worker, in the order of each worker's first member.
 
-    Without a placement, members of one device form a group wherever they happen to be.
+    Members of weight 0 are left out, and those that another process holds. Without a placement, members of one device
+    form a group wherever they happen to be.
     """
     groups: dict[str, Group] = {}
     for index, weight in enumerate(weights):
-        if weight == 0:
+        if weight == 0 or isinstance(members[index], Absent):
             continue
         if members.placement is not None:
             worker = members.placement.devices[index]

@@ -13,7 +13,7 @@ import torch
 
 from fusion_ensemble_plugin.fields import kept_fields
 from fusion_ensemble_plugin.leaf import Leaf, Several
-from fusion_ensemble_plugin.reducer import Reducer
+from fusion_ensemble_plugin.reducer import MeanReducer, Reducer
 from fusion_ensemble_plugin.scores import leaf_reducers
 from fusion_ensemble_plugin.tree import Structure, flatten, unflatten
 
@@ -87,6 +87,26 @@ class Fold:
                 mine.merge(theirs, who)
         self.names += other.names
         self.total_weight += other.total_weight
+
+    def packed(self) -> Any:
+        """Return all that another process needs to make this fold anew: a tree of tensors and picklable values."""
+        if self._structure is None:
+            return None
+        empty = unflatten(self._structure, range(len(self._leaves)))
+        rows = [
+            (leaf.reducer is self._reducer, leaf.value, leaf.states, leaf.shape, leaf.dtype) for leaf in self._leaves
+        ]
+        return {"like": empty, "leaves": rows, "names": self.names, "weight": self.total_weight}
+
+    def unpack(self, packed: Any) -> Fold:
+        """Take in what `packed` returned of a fold with an equal reducer; this one must be empty. Returns this fold."""
+        self._structure = flatten(packed["like"])[1]
+        self._leaves = [
+            Leaf(self._structure, place, self._reducer if main else MeanReducer(), value, states, shape, dtype)
+            for place, (main, value, states, shape, dtype) in enumerate(packed["leaves"])
+        ]
+        self.names, self.total_weight = packed["names"], packed["weight"]
+        return self
 
     def move(self, device: torch.device) -> None:
         """Bring the partial results to another device."""

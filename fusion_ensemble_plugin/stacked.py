@@ -17,6 +17,7 @@ from torch.func import functional_call, vmap
 
 from fusion_ensemble_plugin.alike import difference
 from fusion_ensemble_plugin.tree import flatten, unflatten
+from fusion_ensemble_plugin.vmap_autocast import vmap_autocast
 
 _TENSOR = object()
 
@@ -53,17 +54,18 @@ class Stack:
         self._held = list(_held(self._parts))
         tensors = [value for _, _, value in self._held if isinstance(value, Tensor)]
         self._addresses = [(tensor.data_ptr, tensor.data_ptr()) for tensor in tensors]
-        self._modes = [part.training for part in self._parts]
+        self._modes = _modes(self._parts)
+        self._device_type = next((tensor.device.type for tensor in self._stacked.values()), "cpu")
 
     @property
     def is_current(self) -> bool:
         """Whether the modules still are what was stacked.
 
         They are not after one got other tensors (by ``half()`` or ``load_state_dict(assign=True)``, say), another
-        submodule, or another training mode.
+        submodule, another training mode, or a hook.
         """
         return (
-            self._modes == [part.training for part in self._parts]
+            self._modes == _modes(self._parts)
             and all(place.get(key) is value for place, key, value in self._held)
             and all(address() == stacked for address, stacked in self._addresses)
         )
@@ -89,7 +91,8 @@ class Stack:
             fixed[:] = [structure, [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]]
             return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
 
-        outputs = vmap(one, randomness="different")(stacked)
+        with vmap_autocast(self._device_type):
+            outputs = vmap(one, randomness="different")(stacked)
         structure, others = fixed
         tensors = iter(outputs)
         # the vectorised function ran once for all modules, so what is no tensor is the same for all
@@ -117,8 +120,25 @@ def check_alike(modules: Sequence[nn.Module], names: Sequence[str]) -> None:
     """
     found = [(name, difference(modules[0], module)) for name, module in zip(names, modules)]
     problems = [f"{names[0]!r} and {name!r} differ: {why}" for name, why in found if why]
+    problems += _shared(modules, names)
     if problems:
         raise ValueError(f"executor=stacked needs members that are alike; {'; '.join(problems)}")
+
+
+def _shared(modules: Sequence[nn.Module], names: Sequence[str]) -> list[str]:
+    """Say which modules share a tensor: it can lie in one place of a stack only."""
+    owners: dict[int, str] = {}
+    problems: dict[str, str] = {}
+    for owner, module in zip(names, modules):
+        for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+            first = owners.setdefault(id(tensor), owner)
+            if first != owner:
+                problems.setdefault(owner, f"{first!r} and {owner!r} share {name}")
+    return list(problems.values())
+
+
+def _modes(parts: Sequence[nn.Module]) -> list[tuple[bool, int]]:
+    return [(part.training, len(part._forward_hooks) + len(part._forward_pre_hooks)) for part in parts]
 
 
 def _held(parts: Sequence[nn.Module]) -> Iterator[tuple[Mapping[str, Any], str, Any]]:

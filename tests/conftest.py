@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).parent.parent
-LIBRARY_THREADS = ("TMonitor", "tqdm_monitor", "pytest_timeout")  # tqdm's refresher and the watchdog: one a process, by design
+# tqdm's refresher and the watchdog: one a process, by design
+LIBRARY_THREADS = ("TMonitor", "tqdm_monitor", "pytest_timeout")
 
 RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
 
