@@ -63,7 +63,7 @@ def _selected(output: Any, keys: Sequence[Hashable], output_keys: Sequence[Hasha
     """
     kept = [key for key in keys if key in output_keys]
     if isinstance(output, ModelOutput) and keys[: len(kept)] != kept:
-        plain = ModelOutput()  # type: ignore[no-untyped-call]
+        plain = ModelOutput()
         for key in kept:
             plain[key] = output[key]
         return plain

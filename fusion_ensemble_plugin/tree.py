@@ -144,7 +144,7 @@ def mapping_builder(tree: Mapping[Any, Any], keys: Sequence[Any]) -> Callable[[S
 def _build_model_output(cls: type, keys: Sequence[str], values: Sequence[Any]) -> Any:
     if cls is not ModelOutput:
         return cls(**dict(zip(keys, values)))
-    output = ModelOutput()  # type: ignore[no-untyped-call]
+    output = ModelOutput()
     for key, value in zip(keys, values):
         output[key] = value
     return output

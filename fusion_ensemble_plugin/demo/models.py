@@ -62,4 +62,4 @@ def new_processor() -> CLIPProcessor:
     images = CLIPImageProcessor(
         size=square, crop_size=square, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.25] * 3
     )
-    return CLIPProcessor(image_processor=images, tokenizer=new_tokenizer())  # type: ignore[no-untyped-call]
+    return CLIPProcessor(image_processor=images, tokenizer=new_tokenizer())

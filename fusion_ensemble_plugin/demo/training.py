@@ -157,4 +157,4 @@ def _descend(
 def _save(clip: CLIPModel, folder: Path, *others: CLIPProcessor) -> None:
     """Save a whole CLIP model, as hubs keep it; FusionBench takes the vision tower out of it."""
     for part in (clip, *others):
-        part.save_pretrained(folder)  # type: ignore[no-untyped-call]
+        part.save_pretrained(folder)
