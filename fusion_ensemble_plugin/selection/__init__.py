@@ -1,0 +1,1 @@
+"""Choosing members, weights and a temperature by what a FusionBench task pool measures."""
