@@ -128,10 +128,10 @@ def test_entropy_information_disagreement_and_oracle_are_numpys() -> None:
 def test_a_reliability_diagrams_bins_hold_every_sample_once() -> None:
     members, labels = some_ensemble()
     found = reliability(members[0], labels, 10)
-    assert found.count.sum() == 300
+    assert found.samples.sum() == 300
     confidence = members[0].max(-1).values
     inside = (confidence > 0.4) & (confidence <= 0.5)
-    assert found.count[4] == inside.sum()
+    assert found.samples[4] == inside.sum()
     torch.testing.assert_close(found.confidence[4], confidence[inside].mean())
     torch.testing.assert_close(found.accuracy[4], correct(members[0], labels)[inside].double().mean())
 

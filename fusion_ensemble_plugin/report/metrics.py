@@ -95,19 +95,20 @@ class Reliability(NamedTuple):
     """What a model's confidence is worth, by bins of equal width.
 
     Attributes:
-        count: Samples whose confidence lies in the bin, (bins,).
+        samples: How many have their confidence in the bin, (bins,).
         confidence: Their mean confidence; NaN in an empty bin, (bins,).
         accuracy: The share of them that is right; NaN in an empty bin, (bins,).
     """
 
-    count: Tensor
+    samples: Tensor
     confidence: Tensor
     accuracy: Tensor
 
     @property
     def error(self) -> Tensor:
         """The expected calibration error in the L1 norm, sum_b n_b/n |accuracy_b - confidence_b|."""
-        return ((self.accuracy - self.confidence).abs().nan_to_num() * self.count).sum() / self.count.sum()
+        gaps = (self.accuracy - self.confidence).abs().nan_to_num()
+        return (gaps * self.samples).sum() / self.samples.sum()
 
 
 def reliability(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> Reliability:

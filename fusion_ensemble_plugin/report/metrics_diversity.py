@@ -38,7 +38,8 @@ def predictive_entropy(probabilities: Tensor) -> Tensor:
         >>> predictive_entropy(torch.tensor([[0.5, 0.5], [1.0, 0.0]]))
         tensor([0.6931, 0.0000], dtype=torch.float64)
     """
-    return torch.special.entr(probabilities.double()).sum(dim=-1)
+    surprise: Tensor = torch.special.entr(probabilities.double())
+    return surprise.sum(dim=-1)
 
 
 def mutual_information(members: Tensor, weights: Sequence[float] | None = None) -> Tensor:
