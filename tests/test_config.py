@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fusion_bench.utils import import_object, instantiate
+from fusion_bench.utils import instantiate
 from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 CONFIG = Path(__file__).parent.parent / "config"
@@ -83,17 +84,17 @@ def test_a_yaml_composes_and_its_targets_exist(path: Path, host_config_dir: Path
     found = list(targets(OmegaConf.to_container(composed(path, host_config_dir), resolve=False)))
     assert found
     for target in found:
-        assert callable(import_object(target)), target
+        assert callable(get_object(target)), target
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_a_yaml_is_instantiated_as_the_host_does_it(path: Path, host_config_dir: Path) -> None:
     node = composed(path, host_config_dir)
     made = instantiate(node, _recursive_=node.get("_recursive_", False))
-    assert isinstance(made, import_object(node["_target_"]))
+    assert isinstance(made, get_object(node["_target_"]))
 
 
 @pytest.mark.parametrize("path", METHODS, ids=name_of)
 def test_a_methods_options_are_its_constructors_arguments(path: Path, host_config_dir: Path) -> None:
     node = composed(path, host_config_dir)
-    assert [key for key in node if key not in NO_OPTION] == arguments(import_object(node["_target_"]))
+    assert [key for key in node if key not in NO_OPTION] == arguments(get_object(node["_target_"]))
