@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from fusion_ensemble_plugin.naming import member_index
+
 DeviceMap = None | str | int | Sequence[Any] | Mapping[Any, Any]
 """``None``, ``"auto"``, one device, a list of one device a member, or a mapping from member index or name to device."""
 
@@ -69,7 +71,7 @@ def _entries(device_map: DeviceMap, names: Sequence[str], problems: list[str]) -
     if isinstance(device_map, Mapping):
         seen: dict[int, Any] = {}
         for key, device in device_map.items():
-            index = _member(key, names)
+            index = member_index(key, names)
             if index is None:
                 problems.append(f"no member {key!r}")
             elif index in seen:
@@ -83,16 +85,6 @@ def _entries(device_map: DeviceMap, names: Sequence[str], problems: list[str]) -
         yield from enumerate(device_map[: len(names)])
     else:
         yield from ((index, device_map) for index in range(len(names)))
-
-
-def _member(key: Any, names: Sequence[str]) -> int | None:
-    """Find the index of a member by its name, else by its index (an int, or its digits: Hydra may give either)."""
-    if isinstance(key, str) and key in names:
-        return list(names).index(key)
-    if isinstance(key, int) or (isinstance(key, str) and key.isdecimal()):
-        index = int(key)
-        return index if not isinstance(key, bool) and 0 <= index < len(names) else None
-    return None
 
 
 def _device(written: Any, present: Mapping[str, int], problems: list[str]) -> str:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fusion_ensemble_plugin.naming import member_index
+
 Weights = None | Sequence[float] | Mapping[Any, float]
 """One number a member, in order, or by name or index; None stands for all 1."""
 
@@ -86,20 +88,12 @@ def _by_name(weights: Any, names: Sequence[str], problems: list[str]) -> dict[st
 def _from_mapping(weights: Mapping[Any, Any], names: Sequence[str], problems: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in weights.items():
-        name = _member(key, names)
-        if name is None:
+        index = member_index(key, names)
+        if index is None:
             problems.append(f"no member {key!r}")
-        elif name in found:
-            problems.append(f"member {name!r} twice")
+        elif names[index] in found:
+            problems.append(f"member {names[index]!r} twice")
         else:
-            found[name] = value
+            found[names[index]] = value
     problems += [f"no weight for {name!r}" for name in names if name not in found]
     return found
-
-
-def _member(key: Any, names: Sequence[str]) -> str | None:
-    """Find a member by its name, else by its index (an int, or its digits: Hydra may give either)."""
-    if str(key) in names:
-        return str(key)
-    index = int(key) if isinstance(key, int) or str(key).isdecimal() else len(names)
-    return names[index] if 0 <= index < len(names) else None
