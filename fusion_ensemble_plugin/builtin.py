@@ -5,6 +5,7 @@ from __future__ import annotations
 from fusion_ensemble_plugin.executor import SequentialExecutor, StackedExecutor, ThreadsExecutor
 from fusion_ensemble_plugin.hookspecs import RegisterExecutor, RegisterReducer, hookimpl
 from fusion_ensemble_plugin.reducer import MeanReducer, SumReducer
+from fusion_ensemble_plugin.reducers.calibrated import CalibratedMeanReducer
 from fusion_ensemble_plugin.reducers.order_statistics import MedianReducer, TrimmedMeanReducer
 from fusion_ensemble_plugin.reducers.pointwise import MaxReducer, MinReducer
 from fusion_ensemble_plugin.reducers.probability import LogProbabilityMeanReducer, ProbabilityMeanReducer
@@ -21,6 +22,7 @@ def register_reducers(register: RegisterReducer) -> None:
     register("min", MinReducer)
     register("probability_mean", ProbabilityMeanReducer)
     register("log_probability_mean", LogProbabilityMeanReducer)
+    register("calibrated_mean", CalibratedMeanReducer)
     register("majority_vote", MajorityVoteReducer)
     register("median", MedianReducer)
     register("trimmed_mean", TrimmedMeanReducer)

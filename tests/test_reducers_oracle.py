@@ -28,6 +28,7 @@ ORACLES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sum": lambda y, w: torch.einsum("m,m...->...", w, y) * sum(WEIGHTS),
     "probability_mean": lambda y, w: torch.einsum("m,m...->...", w, y.softmax(-1)).log(),
     "log_probability_mean": lambda y, w: torch.einsum("m,m...->...", w, y).log_softmax(-1),
+    "calibrated_mean": lambda y, w: torch.einsum("m,m...->...", w, y.softmax(-1)).log(),  # without a temperature
     "majority_vote": lambda y, w: (
         (1 - SMOOTHING) * torch.einsum("m,m...->...", w, nn.functional.one_hot(y.argmax(-1), y.shape[-1]).double())
         + SMOOTHING * torch.einsum("m,m...->...", w, y.softmax(-1))
@@ -207,6 +208,20 @@ def test_a_temperature_divides_the_logits_first() -> None:
     for name in ("probability_mean", "log_probability_mean"):
         result = outputs_of(members, {"name": name, "temperature": 2.5}, WEIGHTS)
         torch.testing.assert_close(result, ORACLES[name](members / 2.5, SHARES), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+def test_a_pooled_temperature_raises_the_mean_probabilities_to_a_power(temperature: float) -> None:
+    members = torch.randn(N, 3, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    spec = {"name": "calibrated_mean", "pooled_temperature": temperature, "temperature": 2.5}
+    power = torch.einsum("m,mbc->bc", SHARES, (members / 2.5).softmax(-1)) ** (1 / temperature)
+    torch.testing.assert_close(outputs_of(members, spec, WEIGHTS).exp(), power / power.sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("temperature", [0, -1, math.nan, math.inf, True, "hot"])
+def test_a_pooled_temperature_is_a_number_above_0(temperature: object) -> None:
+    with pytest.raises(ValueError, match="pooled_temperature="):
+        make_reducer({"name": "calibrated_mean", "pooled_temperature": temperature})
 
 
 @pytest.mark.parametrize("name", ["probability_mean", "log_probability_mean", "majority_vote"])
