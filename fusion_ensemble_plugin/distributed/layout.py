@@ -23,7 +23,7 @@ class Layout:
     Examples:
         >>> layout = Layout(rank=3, world=4, size=2, names=("a", "b", "c"))
         >>> layout.team, layout.place, list(layout.own), layout.holder(0)
-        ((2, 3), 1, [2], 2)
+        ((2, 3), 1, [1, 2], 2)
     """
 
     rank: int
