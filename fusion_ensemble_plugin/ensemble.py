@@ -202,6 +202,23 @@ class ParallelEnsemble(nn.Module):
         folds = self._workers.run(groups, calls, inputs, automatic)
         return self._reduce(folds, new_fold(), self._target(inputs, groups))
 
+    def recombine(self, *, weights: Weights = None, reducer: Any = None) -> None:
+        """Combine the same members otherwise, from the next forward on; what is not given stays as it is.
+
+        Args:
+            weights: As in the constructor.
+            reducer: As in the constructor.
+
+        Raises:
+            ValueError: If an argument is wrong, or the weights are none for the reducer; nothing is changed then.
+        """
+        spec = self.reducer_spec if reducer is None else reducer
+        made = self._reducer if reducer is None else make_reducer(reducer)
+        weights = self.member_weights if weights is None else weights
+        self.member_weights = resolve_weights(weights, self.names, weight_rule(made))
+        self.reducer_spec, self._reducer = spec, made
+        self._runner.weights = self.member_weights
+
     def _aggregate_tensors(self, outputs: list[Tensor]) -> Tensor:
         """Combine the members' tensors: the one method that a variant may override, as in FusionBench's ensembles.
 

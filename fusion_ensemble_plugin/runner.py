@@ -39,6 +39,9 @@ class MemberRunner:
         weights: Their weights.
         autocast: The dtype under which they run; None for no autocast.
         stacked: Whether the members of one worker run as one.
+
+    Attributes:
+        weights: The members' weights, with which their outputs are folded.
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class MemberRunner:
     ) -> None:
         self._members = members
         self._names = names
-        self._weights = weights
+        self.weights = weights
         self._dtype = autocast
         self._stacked = stacked
         self._stacks: dict[tuple[int, ...], Stack] = {}
@@ -64,7 +67,7 @@ class MemberRunner:
         shared = SharedInputs(inputs) if self._members.placement is None else SharedInputs(inputs).counted_apart()
         for index, following in zip(group.members, (*group.members[1:], None)):
             output = self._run_member(call, index, following, shared)
-            fold.add(index, self._names[index], output, self._weights[index])
+            fold.add(index, self._names[index], output, self.weights[index])
             del output  # it must not stay alive while the next member runs
         return fold
 
@@ -78,7 +81,7 @@ class MemberRunner:
         except Exception as error:
             add_note(error, f"raised by ensemble members {', '.join(map(repr, names))}, run as one on {group.worker}")
             raise
-        fold.add_stack(group.members, names, output, [self._weights[index] for index in group.members])
+        fold.add_stack(group.members, names, output, [self.weights[index] for index in group.members])
         return fold
 
     def _stack(self, group: Group, names: Sequence[str]) -> Stack:
