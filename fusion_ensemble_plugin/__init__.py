@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from fusion_ensemble_plugin.placement import Placement
     from fusion_ensemble_plugin.reducer import Reducer
     from fusion_ensemble_plugin.reducers.class_scores import ClassScoreReducer
+    from fusion_ensemble_plugin.selection.calibration import CalibratedEnsembleAlgorithm
+    from fusion_ensemble_plugin.selection.weights import GreedyEnsembleAlgorithm, LearnedWeightsAlgorithm
     from fusion_ensemble_plugin.variants import (
         ClipLogitEnsembleAlgorithm,
         LogOpinionPool,
@@ -37,10 +39,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CalibratedEnsembleAlgorithm",
     "ClassScoreReducer",
     "ClipHead",
     "ClipLogitEnsemble",
     "ClipLogitEnsembleAlgorithm",
+    "GreedyEnsembleAlgorithm",
+    "LearnedWeightsAlgorithm",
     "LogOpinionPool",
     "LogOpinionPoolAlgorithm",
     "MajorityVote",
@@ -69,6 +74,9 @@ _MODULE_OF = {
     "Placement": "placement",
     "Reducer": "reducer",
     "ClassScoreReducer": "reducers.class_scores",
+    "CalibratedEnsembleAlgorithm": "selection.calibration",
+    "GreedyEnsembleAlgorithm": "selection.weights",
+    "LearnedWeightsAlgorithm": "selection.weights",
     "ClipLogitEnsembleAlgorithm": "variants",
     "LogOpinionPool": "variants",
     "LogOpinionPoolAlgorithm": "variants",

@@ -14,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
 
+TEMPERATURE_EVALUATIONS = 30
+"""How many temperatures are tried at most, besides 1."""
+
 Weights = tuple[float, ...]
 Counts = tuple[int, ...]
 Tried = TypeVar("Tried", bound=Hashable)
@@ -140,7 +143,7 @@ def learned(score: Callable[[Weights], float], members: int, evaluations: int = 
     return tried.best
 
 
-def temperature(score: Callable[[float], float], low: float = 0.05, high: float = 20.0, evaluations: int = 30) -> float:
+def temperature(score: Callable[[float], float], low: float = 0.05, high: float = 20.0) -> float:
     """Search the logarithm of a temperature for the one that scores best; never worse than 1, which is tried first.
 
     References:
@@ -152,7 +155,7 @@ def temperature(score: Callable[[float], float], low: float = 0.05, high: float 
     """
     tried = Trials(score)
     tried(1.0)
-    options = {"maxiter": evaluations, "xatol": 1e-3}
+    options = {"maxiter": TEMPERATURE_EVALUATIONS, "xatol": 1e-3}
     optimize.minimize_scalar(
         lambda log: -tried(round(math.exp(log), 6)),
         bounds=(math.log(low), math.log(high)),

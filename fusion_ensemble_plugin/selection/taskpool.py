@@ -1,0 +1,106 @@
+"""The task pool on which members are chosen, and whether its data are those that are reported afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import copy
+from typing import Any
+
+from fusion_bench.utils.instantiate_utils import instantiate
+
+from fusion_ensemble_plugin.algorithms import plain
+from fusion_ensemble_plugin.selection.data import have_samples_in_common
+
+DATA = "test_datasets"
+"""The option in which FusionBench's task pools have their tasks' data."""
+
+NOT_THE_DATA = (
+    "dataloader_kwargs",
+    "batch_size",
+    "num_workers",
+    "fast_dev_run",
+    "move_to_device",
+    "_usage_",
+    "_version_",
+)
+"""Options of a task pool that change how its data are read, not what they are."""
+
+
+def make_taskpool(spec: Any, program: Any) -> Any:
+    """Make a task pool from its config as the host's program makes its own; one that is made already is taken as it is.
+
+    Args:
+        spec: A config with ``_target_``, or a task pool.
+        program: The host's program, or None.
+    """
+    if not isinstance(plain(spec), Mapping):
+        return spec
+    pool = instantiate(spec, _recursive_=plain(spec).get("_recursive_", False))
+    if hasattr(pool, "_program"):
+        pool._program = program
+    if program is not None and hasattr(pool, "_fabric_instance"):
+        pool._fabric_instance = copy(program.fabric)
+        pool._fabric_instance._loggers = []  # else the pool writes a report file for each of many evaluations
+    return pool
+
+
+def check_taskpool(spec: Any, tasks: Any) -> None:
+    """Check what can be known of a task pool before it is made.
+
+    Raises:
+        ValueError: If it is none, or does not have the tasks.
+    """
+    if isinstance(plain(spec), Mapping):
+        if "_target_" not in plain(spec):
+            raise ValueError("selection_taskpool has no _target_: the config of a task pool is needed")
+    elif not hasattr(spec, "evaluate"):
+        raise ValueError(
+            f"selection_taskpool={spec!r}: a task pool is needed to choose by, for example "
+            "taskpool@method.selection_taskpool=CLIPVisionModelTaskPool/clip-vit-tiny_TA4_train"
+        )
+    known = task_data(spec)
+    unknown = [task for task in tasks or () if known and task not in known]
+    if unknown:
+        raise ValueError(f"no task {', '.join(unknown)} in selection_taskpool; it has {', '.join(known)}")
+
+
+def same_data(spec: Any, program: Any) -> list[str]:
+    """Return the tasks of a task pool whose data the program's own task pool has too, under whatever name.
+
+    Data are the same if their configs are, or if they are the same object. Parts that
+    `fusion_ensemble_plugin.selection.data.every_nth` makes are the same if they overlap.
+    """
+    reported = None if program is None else _reported(program)
+    if reported is None:
+        return []
+    if spec is reported:
+        return list(task_data(spec)) or ["all"]
+    ours, theirs = task_data(spec), task_data(reported)
+    if ours and theirs:
+        return [
+            task for task, data in ours.items() if any(have_samples_in_common(data, other) for other in theirs.values())
+        ]
+    return ["all"] if _data_options(spec) == _data_options(reported) else []
+
+
+def task_data(spec: Any) -> dict[str, Any]:
+    """Return a task pool's data by task, as configs or as data sets; nothing if it keeps them in another way."""
+    if isinstance(plain(spec), Mapping):
+        found = plain(spec).get(DATA)
+    else:
+        found = plain(getattr(spec, f"_{DATA}", None) or getattr(spec, DATA, None))
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def _reported(program: Any) -> Any:
+    """Return the task pool, or its config, that the program evaluates the result with."""
+    config = getattr(program, "_taskpool", None)
+    return getattr(program, "taskpool", None) if config is None else config
+
+
+def _data_options(spec: Any) -> Any:
+    """Return the options that say what a task pool's data are; an object of its own if they are not known."""
+    options = plain(spec)
+    if not isinstance(options, Mapping):
+        return object()
+    return {key: value for key, value in options.items() if key not in NOT_THE_DATA}
