@@ -31,9 +31,11 @@ def short_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[
         monkeypatch.setattr(training, steps, 4)
     monkeypatch.setitem(data._SOURCES, "mnist", data._SOURCES["digits"])  # reading all of mnist takes seconds
     monkeypatch.setenv(store.CACHE_VARIABLE, str(tmp_path / "cache"))
-    store.models_folder.cache_clear()
+    for cached in (store.models_folder, data.pictures):
+        cached.cache_clear()
     yield
-    store.models_folder.cache_clear()
+    for cached in (store.models_folder, data.pictures):
+        cached.cache_clear()
 
 
 def kept(tmp_path: Path) -> Path:
