@@ -9,8 +9,9 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 demo: $(VENV)/demo.stamp  ## the main job on the built-in offline benchmark
 	$(BIN)/python -m fusion_ensemble_plugin.demo
 
+# Two processes share the cores; a file's tests stay together, for they share what its fixtures made.
 test: lint  ## linters, types, import contracts and every test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check
