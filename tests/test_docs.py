@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shlex
 import subprocess
@@ -13,6 +14,8 @@ from typing import NamedTuple
 import pytest
 import yaml
 from markdown_it import MarkdownIt
+
+from fusion_ensemble_plugin import hookspecs
 
 REPO = Path(__file__).parent.parent
 PAGES = sorted([REPO / "README.md", *REPO.glob("docs/**/*.md")])
@@ -33,7 +36,7 @@ def blocks(page: Path) -> Iterator[Block]:
     """Yield the fenced blocks of a page."""
     for token in MarkdownIt().parse(page.read_text()):
         if token.type == "fence" and token.map:
-            language, *words = token.info.split() or [""]
+            language, *words = token.info.strip("{}").replace(".", "").split() or [""]  # ```bash hub, or {.bash .hub}
             yield Block(language, tuple(words), token.content, token.map[0] + 1)
 
 
@@ -56,6 +59,37 @@ def run(command: list[str], cwd: Path) -> None:
 def test_every_block_has_a_language_that_is_run_or_only_shown(page: Path) -> None:
     known = {"bash", "python", "yaml", "toml", *SHOWN_ONLY}
     assert [block for block in blocks(page) if block.language not in known] == []
+
+
+def test_the_site_builds_strictly_and_all_its_code_blocks_are_code(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    run([sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)], REPO)
+    built = list(tmp_path.rglob("*.html"))
+    assert len(built) > len(PAGES) / 2
+    assert [page.relative_to(tmp_path) for page in built if "```" in page.read_text()] == []
+
+
+def signatures(code: str) -> dict[str, str]:
+    """Return each function of some code with its arguments and what it returns, exactly as they are written."""
+    tree = ast.parse(code)
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    owners = [("", tree), *((f"{owner.name}.", owner) for owner in classes)]
+    return {
+        f"{prefix}{node.name}": f"({ast.unparse(node.args)}) -> {ast.unparse(node.returns or ast.Constant(None))}"
+        for prefix, owner in owners
+        for node in owner.body
+        if isinstance(node, ast.FunctionDef)
+    }
+
+
+def test_every_hook_is_documented_with_its_exact_signature() -> None:
+    page = REPO / "docs/how-to/write-your-own-variant.md"
+    documented: dict[str, str] = {}
+    for block in blocks(page):
+        if block.words == ("hooks",):
+            documented |= signatures(block.code)
+    assert documented == signatures(Path(hookspecs.__file__).read_text())
+    assert {"register_reducers", "register_executors"} < set(documented)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
