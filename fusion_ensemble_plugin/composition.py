@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import packages_distributions, version
 from typing import Any
 
@@ -58,8 +59,14 @@ def package_of(module: str) -> str:
         'fusion-ensemble-plugin'
     """
     top = module.partition(".")[0]
-    package = next(iter(packages_distributions().get(top, [])), None)
+    package = next(iter(_packages().get(top, [])), None)
     return top if package is None else f"{package} {version(package)}"
+
+
+@cache
+def _packages() -> Mapping[str, list[str]]:
+    """Return the packages that bring each importable name; it reads every package's list of files, so only once."""
+    return packages_distributions()
 
 
 def _has_methods(source: ConfigSource) -> bool:

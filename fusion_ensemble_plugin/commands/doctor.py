@@ -67,7 +67,8 @@ def _resolved() -> tuple[bool, str]:
         return False, f"does not compose: {error}".splitlines()[0]
     if target.startswith("fusion_ensemble_plugin."):
         return True, f"{target}: this package"
-    why = "FUSION_ENSEMBLE_PLUGIN=off is set" if os.environ.get("FUSION_ENSEMBLE_PLUGIN") else "a nearer config has it"
+    off = os.environ.get("FUSION_ENSEMBLE_PLUGIN", "").lower() == "off"
+    why = "FUSION_ENSEMBLE_PLUGIN=off is set" if off else "a nearer config has it"
     return False, f"{target}: NOT this package ({why})"
 
 

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         found = registry()
     except (ValueError, pluggy.PluginValidationError) as error:
-        print(f"plugins\n  {error}")
+        print(table("plugins", [(line,) for line in str(error).splitlines() if line]))
         return 1
     print(table("reducers", _factories(found.reducers, found.packages)))
     print(table("executors", _factories(found.executors, found.packages)))
