@@ -22,8 +22,8 @@ lint: $(VENV)/test.stamp
 docs: $(VENV)/docs.stamp
 	$(BIN)/mkdocs build --strict
 
-bench: $(VENV)/demo.stamp  ## every benchmark, one after another
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+bench: $(VENV)/demo.stamp  ## every benchmark, one after another, and one table of all
+	$(BIN)/python -m benchmarks
 
 # A stamp is newer than what it was made from: a second call installs nothing.
 $(VENV)/torch.stamp: constraints.txt
