@@ -21,6 +21,8 @@ from fusion_ensemble_plugin import (
     LearnedWeightsAlgorithm,
     ParallelEnsemble,
 )
+from fusion_ensemble_plugin.memory import parse_bytes
+from fusion_ensemble_plugin.selection.batches import Budget, batches_kept
 from fusion_ensemble_plugin.selection.data import every_nth
 from fusion_ensemble_plugin.selection.method import SelectingEnsembleAlgorithm
 
@@ -133,8 +135,36 @@ def test_the_data_are_read_once_and_then_read_by_the_task_pools_own_loaders_agai
 @pytest.mark.parametrize(("keep", "read"), [(0, 6), ("1KiB", 6), ("2KiB", 3)])
 def test_data_that_do_not_fit_are_read_each_time(keep: int | str, read: int) -> None:
     taskpool = pool()  # a task has 120 points of 8 + 8 bytes
-    GreedyEnsembleAlgorithm(selection_taskpool=taskpool, keep_batches=keep).run(members(3))
-    assert taskpool.read == read * taskpool.evaluations + (6 - read)
+    with batches_kept(taskpool, Budget(parse_bytes(keep))):
+        for _ in range(4):
+            taskpool.evaluate(nn.Linear(2, 4))
+    assert taskpool.read == 4 * read + (6 - read)
+    taskpool.evaluate(nn.Linear(2, 4))
+    assert taskpool.read == 4 * read + (6 - read) + 6
+
+
+@pytest.mark.parametrize("options", [{}, {"executor": "stacked"}, {"device_map": ["cpu:0", "cpu:1", "cpu:0"]}])
+@pytest.mark.parametrize("method", METHODS)
+def test_members_run_once_a_batch(method: type[SelectingEnsembleAlgorithm], options: dict[str, Any]) -> None:
+    models, taskpool = members(3), pool()
+    ensemble = method(selection_taskpool=taskpool, **options).run(models)
+    assert taskpool.evaluations > 5
+    assert [member.runs for member in models.values()] == [2 * 3] * 3
+    ensemble(torch.zeros(1, 2))
+    assert sum(member.runs for member in models.values()) > 2 * 3 * 3  # now they are run again
+    ensemble.close()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_kept_changes_nothing(method: type[SelectingEnsembleAlgorithm]) -> None:
+    chosen = []
+    for keep in (0, "3KiB", "1GiB"):
+        models = members(3)
+        made = method(selection_taskpool=pool(), keep_bytes=keep)
+        made.run(models)
+        chosen.append(made.selection)
+        assert (keep == "1GiB") == (sum(member.runs for member in models.values()) == 2 * 3 * 3)
+    assert chosen[0] == chosen[1] == chosen[2]
 
 
 def test_a_task_pool_is_made_from_its_config_with_the_programs_fabric(tmp_path: Path) -> None:
@@ -216,7 +246,7 @@ class Unloadable:
         (GreedyEnsembleAlgorithm, {"weights": [1, 2]}, ["weights: they are what is chosen"]),
         (GreedyEnsembleAlgorithm, {"reducer": "median"}, ["reducer='median' takes no weights"]),
         (GreedyEnsembleAlgorithm, {"member_parallel": True}, ["spread over ranks cannot be chosen among"]),
-        (GreedyEnsembleAlgorithm, {"keep_batches": "much"}, ["'much' is no number of bytes"]),
+        (GreedyEnsembleAlgorithm, {"keep_bytes": "much"}, ["'much' is no number of bytes"]),
         (
             GreedyEnsembleAlgorithm,
             {"size": 0, "sorted_start": -1, "bags": 1.5, "bag_share": 0, "seed": True},

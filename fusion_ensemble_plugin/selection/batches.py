@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +16,7 @@ LOADERS = "test_dataloaders"
 
 
 class Budget:
-    """Bytes of memory that may still be taken.
+    """Bytes of memory that may still be taken, from any thread.
 
     Args:
         left: How many.
@@ -23,12 +24,14 @@ class Budget:
 
     def __init__(self, left: int) -> None:
         self.left = left
+        self._lock = Lock()
 
     def take(self, size: int) -> bool:
-        """Take some, if there are as many."""
-        fits = size <= self.left
-        self.left -= size if fits else 0
-        return fits
+        """Take some, if there are as many; what is negative is given back."""
+        with self._lock:
+            fits = size <= self.left
+            self.left -= size if fits else 0
+            return fits
 
 
 class KeptBatches:
@@ -65,7 +68,7 @@ class KeptBatches:
             self._kept = read if self._keep else None
         finally:  # also if the reader stops early
             if self._kept is None:
-                self._budget.left += taken
+                self._budget.take(-taken)
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -78,23 +81,22 @@ class KeptBatches:
 
 
 @contextmanager
-def batches_kept(taskpool: Any, size: int) -> Iterator[None]:
+def batches_kept(taskpool: Any, budget: Budget) -> Iterator[None]:
     """Let a task pool read its batches once; on leaving, it has its own data loaders again.
 
     Task pools that make their data loaders anew for each evaluation read on as they do.
 
     Args:
         taskpool: Is set up, if it can be and is not.
-        size: Bytes of memory for all its batches.
+        budget: Memory for all its batches.
     """
     if getattr(taskpool, "_is_setup", True) is False:
         taskpool.setup()
         taskpool._is_setup = True
     loaders = getattr(taskpool, LOADERS, None)
-    if not isinstance(loaders, Mapping) or size <= 0:
+    if not isinstance(loaders, Mapping):
         yield
         return
-    budget = Budget(size)
     setattr(taskpool, LOADERS, {task: KeptBatches(loader, budget) for task, loader in loaders.items()})
     try:
         yield

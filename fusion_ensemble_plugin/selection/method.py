@@ -15,9 +15,10 @@ from fusion_ensemble_plugin.ensemble import ParallelEnsemble
 from fusion_ensemble_plugin.memory import parse_bytes
 from fusion_ensemble_plugin.plugins import make_reducer
 from fusion_ensemble_plugin.scores import takes_scores
-from fusion_ensemble_plugin.selection.batches import batches_kept
+from fusion_ensemble_plugin.selection.batches import Budget, batches_kept
 from fusion_ensemble_plugin.selection.evaluation import evaluations
 from fusion_ensemble_plugin.selection.objective import Objective
+from fusion_ensemble_plugin.selection.outputs import outputs_kept
 from fusion_ensemble_plugin.selection.record import Selection
 from fusion_ensemble_plugin.selection.taskpool import check_taskpool, make_taskpool, same_data
 from fusion_ensemble_plugin.variants import ClassScoreEnsembleAlgorithm
@@ -59,7 +60,8 @@ class SelectingEnsembleAlgorithm(ClassScoreEnsembleAlgorithm):
         tasks: Names of the tasks that count; None for all that have the metric.
         direction: "max", "min", or "auto": less is better if the metric's name says so (loss, error, perplexity, ...).
         allow_same_data: Choose even on the data that are reported afterwards, and say so in the selection's report.
-        keep_batches: Memory for the task pool's batches, so that they are read once, such as "1GiB"; 0 for none.
+        keep_bytes: Memory for the task pool's batches and the members' outputs, such as "2GiB", so that data are read
+            and members run once; 0 for none.
         **kwargs: The options of `SimpleEnsembleAlgorithm`, and ``clip_model``.
 
     Attributes:
@@ -73,7 +75,7 @@ class SelectingEnsembleAlgorithm(ClassScoreEnsembleAlgorithm):
     tasks: Any
     direction: Any
     allow_same_data: bool
-    keep_batches: int | str
+    keep_bytes: int | str
     selection: Selection
 
     def __init__(
@@ -83,7 +85,7 @@ class SelectingEnsembleAlgorithm(ClassScoreEnsembleAlgorithm):
         tasks: Sequence[str] | None = None,
         direction: str = "auto",
         allow_same_data: bool = False,
-        keep_batches: int | str = "1GiB",
+        keep_bytes: int | str = "2GiB",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -102,8 +104,10 @@ class SelectingEnsembleAlgorithm(ClassScoreEnsembleAlgorithm):
         objective = self._objective()
         taskpool = make_taskpool(self.selection_taskpool, self._program)
         at_most = self._at_most(len(ensemble.names))
+        budget = Budget(parse_bytes(self.keep_bytes))
         with (
-            batches_kept(taskpool, parse_bytes(self.keep_batches)),
+            batches_kept(taskpool, budget),
+            outputs_kept(ensemble, budget),
             evaluations(ensemble, taskpool, objective, at_most) as evaluation,
         ):
             choice = self._choose(evaluation.score, ensemble.names)
@@ -135,7 +139,7 @@ class SelectingEnsembleAlgorithm(ClassScoreEnsembleAlgorithm):
             )
         checks: list[Callable[[], Any]] = [
             self._objective,
-            lambda: parse_bytes(self.keep_batches),
+            lambda: parse_bytes(self.keep_bytes),
             lambda: check_taskpool(self.selection_taskpool, plain(self.tasks)),
             self._check_data,
             lambda: self._check_scores(modelpool),
