@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
 
+import torch
 from torch import Tensor
 
 from fusion_ensemble_plugin import ClassScoreReducer
-
-
-class Certain(NamedTuple):
-    """The probabilities of some members, each times its certainty, and the sum of their certainties."""
-
-    probabilities: Tensor
-    certainty: Tensor
 
 
 class EntropyWeightedReducer(ClassScoreReducer):
@@ -29,25 +23,23 @@ class EntropyWeightedReducer(ClassScoreReducer):
         number of them.
 
     Examples:
-        >>> import torch
         >>> sure, unsure = torch.tensor([0.0, -9.0]), torch.tensor([0.0, 0.0])
         >>> reducer = EntropyWeightedReducer()
         >>> state = reducer.merge(reducer.lift(sure, 1.0), reducer.lift(unsure, 1.0))
         >>> reducer.lower(state, 2.0).exp()
-        tensor([0.8330, 0.1670])
+        tensor([0.8331, 0.1669])
     """
 
-    def lift(self, output: Tensor, weight: float) -> Certain:
-        """Weigh one member's probabilities."""
+    def lift(self, output: Tensor, weight: float) -> Tensor:
+        """Return log (w exp(-H) p) of one member."""
         log_p = self.log_probabilities(output)
         entropy = -(log_p.exp() * log_p.clamp_min(-1e9)).sum(self.class_dim, keepdim=True)  # 0 log 0 is 0
-        certainty = weight * (-entropy).exp()
-        return Certain(log_p.exp() * certainty, certainty)
+        return log_p - entropy + math.log(weight)
 
-    def merge(self, left: Certain, right: Certain) -> Certain:
-        """Add both sums."""
-        return Certain(left.probabilities + right.probabilities, left.certainty + right.certainty)
+    def merge(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return log (exp left + exp right)."""
+        return torch.logaddexp(left, right)
 
-    def lower(self, state: Certain, total_weight: float) -> Tensor:
-        """Divide by the sum of the certainties."""
-        return (state.probabilities / state.certainty).log()
+    def lower(self, state: Tensor, total_weight: float) -> Tensor:
+        """Divide by the sum over the classes, which is the sum of the certainties."""
+        return state.log_softmax(self.class_dim)
