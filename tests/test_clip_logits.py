@@ -1,7 +1,8 @@
-"""The mean of the members' logits inside FusionBench's unchanged CLIP task pool, against logits member by member."""
+"""What the methods make of a CLIP pool: members' logits inside FusionBench's unchanged task pool, or their features."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -9,6 +10,8 @@ from typing import Any, NamedTuple
 import lightning
 import pytest
 import torch
+from combinations import ORACLES
+from conftest import RunCli
 from fusion_bench.models.hf_clip import HFCLIPClassifier
 from fusion_bench.taskpool import CLIPVisionModelTaskPool
 from fusion_bench.tasks.clip_classification import get_classnames_and_templates
@@ -86,6 +89,48 @@ def combined(benchmark: Benchmark, task: str, reducer: str, weights: list[float]
         reduce_tensors(make_reducer(reducer), list(batch.double()[used]), [weights[i] for i in used])
         for batch in benchmark.members[task]
     ]
+
+
+@torch.no_grad()
+def in_the_first_batch(benchmark: Benchmark, task: str, method: str) -> Tensor:
+    """Return the logits that a method is to have in a task pool, from its oracle, in float64.
+
+    The methods of class scores combine the members' logits, all others their pooled features.
+    """
+    if method == "clip_logit_ensemble":
+        return benchmark.members[task][0].double().mean(0)
+    if method in ("probability_ensemble", "log_opinion_pool", "majority_vote"):
+        return ORACLES[method](benchmark.members[task][0].double())
+    pool, clip = benchmark.modelpool, benchmark.taskpool.clip_model
+    towers = [pool.load_model(name).eval() for name in pool.model_names]
+    pooled = torch.stack([tower(benchmark.batches[task][0][0]).pooler_output for tower in towers])
+    embeds = nn.functional.normalize(
+        ORACLES[method](pooled.double()) @ clip.visual_projection.weight.double().T, dim=-1
+    )
+    classifier = HFCLIPClassifier(clip, processor=benchmark.taskpool.processor)
+    classifier.set_classification_task(*get_classnames_and_templates(task))
+    logits: Tensor = clip.logit_scale.double().exp() * embeds @ classifier.zeroshot_weights.double().T
+    return logits
+
+
+def test_each_method_runs_through_the_command_line_and_reports_its_oracles_accuracy_and_loss(
+    benchmark: Benchmark, run_cli: RunCli, tmp_path: Path
+) -> None:
+    methods = [*ORACLES, "clip_logit_ensemble"]
+    sweep = f"method={','.join(f'ensemble/{method}' for method in methods)}"
+    fewer = ["~taskpool.test_datasets.mnist", "~taskpool.test_datasets.textures", "fast_dev_run=true"]
+    run_cli("-m", sweep, *POOLS, *fewer, "report_save_path=${hydra:runtime.choices.method}.json", cwd=tmp_path)
+    for method in methods:
+        report = json.loads((tmp_path / f"ensemble/{method}.json").read_text())
+        for task in ("digits", "faces"):
+            expected, labels = in_the_first_batch(benchmark, task, method), benchmark.batches[task][0][1]
+            if method == "majority_vote":  # ties go to the more probable class; the loss is the reducers' tests' affair
+                expected = expected + 1e-3 * benchmark.members[task][0].double().softmax(-1).mean(0)
+            else:
+                loss = nn.functional.cross_entropy(expected, labels).item()
+                assert report[task]["loss"] == pytest.approx(loss, abs=1e-5), method
+            accuracy = (expected.argmax(-1) == labels).double().mean().item()
+            assert report[task]["accuracy"] == pytest.approx(accuracy, abs=1e-7), method
 
 
 def assert_same_logits(ours: list[Tensor], expected: list[Tensor]) -> None:

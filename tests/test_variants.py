@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from combinations import ORACLES
 from fusion_bench.method import BaseAlgorithm
 from fusion_bench.method.ensemble import MaxModelPredictorAlgorithm as HostsMax
 from fusion_bench.method.ensemble import WeightedEnsembleAlgorithm as HostsWeighted
@@ -31,19 +32,6 @@ LANES = ["cpu:0", "cpu:1", "cpu:0", "cpu:2", "cpu:1"]
 
 NEED_MORE = ["clip_logit_ensemble", "calibrated_ensemble", "greedy_ensemble", "learned_weights"]
 """Methods that need a CLIP pool, or a task pool to choose by; tested on their own."""
-
-Oracle = Callable[[Tensor], Tensor]
-ORACLES: Mapping[str, Oracle] = {
-    "simple_ensemble": lambda y: y.mean(0),
-    "weighted_ensemble": lambda y: y.mean(0),
-    "max_model_predictor": lambda y: y.amax(0),
-    "median_ensemble": lambda y: y.quantile(0.5, dim=0),
-    "trimmed_mean_ensemble": lambda y: (y.sum(0) - y.amax(0) - y.amin(0)) / 3,
-    "probability_ensemble": lambda y: y.softmax(-1).mean(0).log(),
-    "log_opinion_pool": lambda y: y.mean(0).log_softmax(-1),
-    "majority_vote": lambda y: nn.functional.one_hot(y.argmax(-1), 4).double().mean(0),  # frequencies, see below
-}
-"""What each method makes of the outputs of five members, ``(members, batch, classes)``."""
 
 
 @pytest.fixture(scope="module")
