@@ -98,16 +98,6 @@ def test_outputs_come_back_where_they_are_asked_for(home: str, output_device: st
     assert devices(ensemble(torch.ones(2, 4, device=home))) == {output_device}
 
 
-@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
-def test_one_member_in_two_slots_is_on_both_gpus() -> None:
-    model = two()
-    ensemble = ParallelEnsemble([model] * 3, ["cuda:0", "cuda:1", "cuda:0"], executor="sequential")
-    one, other, three = ensemble.model_list
-    assert (str(one.shift.device), str(other.shift.device)) == ("cuda:0", "cuda:1")
-    assert one is three
-    ensemble(torch.ones(2, 4))
-
-
 def test_without_a_map_members_compute_where_they_are() -> None:
     ensemble = ParallelEnsemble([two().to("cuda:1"), two().to("cuda:0")])
     assert devices(ensemble(torch.ones(2, 4))) == {"cuda:1"}
