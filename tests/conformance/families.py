@@ -1,0 +1,8 @@
+"""All families, in the order of the matrix."""
+
+from __future__ import annotations
+
+from . import clip_vision, flan_t5, gpt2_classification
+from .family import Family
+
+FAMILIES: list[Family] = [clip_vision.FAMILY, gpt2_classification.FAMILY, flan_t5.FAMILY]
