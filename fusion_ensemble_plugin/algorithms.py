@@ -10,6 +10,7 @@ import torch
 from fusion_bench.method.base_algorithm import BaseAlgorithm
 from fusion_bench.mixins.serialization import auto_register_config
 from omegaconf import OmegaConf
+from pluggy import PluginValidationError
 
 from fusion_ensemble_plugin.device_map import DeviceMap
 from fusion_ensemble_plugin.distributed.ensemble import spread
@@ -158,7 +159,7 @@ class SimpleEnsembleAlgorithm(BaseAlgorithm):
             lambda: arrange(self.member_parallel, meeting.world, meeting.rank, names),
             lambda: self._check_pool(modelpool),
         ]
-        problems = [problem for check in checks if (problem := _problem(check))]
+        problems = dict.fromkeys(problem for check in checks if (problem := _problem(check)))  # each once
         if problems:
             raise ValueError("\n".join(problems))
         return {
@@ -202,6 +203,6 @@ def torch_dtype(name: str | None, option: str = "dtype") -> torch.dtype | None:
 def _problem(check: Any) -> str:
     try:
         check()
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, PluginValidationError) as error:
         return str(error)
     return ""

@@ -7,12 +7,14 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pluggy
 import pytest
 import torch
+from fusion_bench.modelpool import BaseModelPool
 
-from fusion_ensemble_plugin import ParallelEnsemble, Reducer, hookspecs
+from fusion_ensemble_plugin import ParallelEnsemble, Reducer, SimpleEnsembleAlgorithm, hookspecs
 from fusion_ensemble_plugin.executor import Executor
 from fusion_ensemble_plugin.plugins import BUILTIN, make_reducer, registry
 
@@ -150,6 +152,30 @@ def test_a_hook_with_an_unknown_name_is_an_error_that_names_it(install: Install)
     install("typo", GOOD.replace("register_reducers", "register_reducer"))
     with pytest.raises(pluggy.PluginValidationError, match="register_reducer"):
         registry()
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (GOOD.replace('"last"', '"mean"'), "'mean' comes from both 'fusion-ensemble-plugin' and 'wrong'"),
+        (GOOD.replace("(register):", "(registrar):").replace("register(", "registrar("), "Argument(s) {'registrar'}"),
+        (GOOD.replace("register_reducers", "register_reducer"), "unknown hook 'register_reducer'"),
+    ],
+    ids=["a name that is taken", "a wrong argument", "an unknown hook"],
+)
+def test_a_method_tells_of_wrong_plugins_once_with_all_else_that_is_wrong_before_it_loads_a_model(
+    code: str, told: str, install: Install
+) -> None:
+    class Unloadable(BaseModelPool):
+        def load_model(self, *args: Any, **kwargs: Any) -> torch.nn.Module:
+            raise AssertionError("a model was loaded")
+
+    install("wrong", code)
+    method = SimpleEnsembleAlgorithm(device_map="teapot", dtype="int8")
+    with pytest.raises(ValueError, match="teapot") as caught:
+        method.run(Unloadable(models={"mnist": None}))
+    assert str(caught.value).count(told) == 1
+    assert "dtype='int8'" in str(caught.value)
 
 
 def test_the_whole_contract_is_two_hooks_with_one_argument_each() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-ScoreKeys = None | str | Sequence[Hashable]
+ScoreKeys = None | str | int | Sequence[Hashable]
 """Names (or positions) of the output fields that hold class scores; None for ``logits``, or the tensor itself."""
 
 
@@ -34,11 +34,14 @@ class ClassScoreReducer(ABC):
             problems.append(f"class_dim={class_dim!r}: a whole number is needed")
         if not (_is_number(temperature) and 0 < temperature < math.inf):
             problems.append(f"temperature={temperature!r}: a number above 0 is needed")
+        keys = _as_keys(score_keys)
+        if keys == ():
+            problems.append(f"score_keys={score_keys!r}: the name of an output field, or a list of names, is needed")
         if problems:
             raise ValueError("; ".join(problems))
         self.class_dim = class_dim
         self.temperature = float(temperature)
-        self.score_keys = (score_keys,) if isinstance(score_keys, str) else score_keys and tuple(score_keys)
+        self.score_keys = keys
 
     def log_probabilities(self, scores: Tensor) -> Tensor:
         """Return log softmax(scores / temperature), always a new tensor of the same shape."""
@@ -56,6 +59,15 @@ class ClassScoreReducer(ABC):
     @abstractmethod
     def lower(self, state: Any, total_weight: float) -> Tensor:
         """Turn the partial result of all members into class scores."""
+
+
+def _as_keys(score_keys: object) -> tuple[Hashable, ...] | None:
+    """Return the fields one by one; none at all if what was given is neither a name nor a list of names."""
+    if score_keys is None:
+        return None
+    if isinstance(score_keys, (str, int)):
+        return () if isinstance(score_keys, bool) else (score_keys,)
+    return tuple(score_keys) if isinstance(score_keys, Sequence) else ()
 
 
 def _is_number(value: object) -> bool:
