@@ -1,0 +1,167 @@
+"""Members run as one: the same numbers, the traps, and memory that moves into the stack instead of being doubled."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from fusion_ensemble_plugin import ParallelEnsemble
+from fusion_ensemble_plugin.stacked import Stack
+
+
+def mlps(count: int, width: int = 8) -> list[nn.Module]:
+    torch.manual_seed(0)
+    return [nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 3)).eval() for _ in range(count)]
+
+
+def gpt2s(count: int) -> list[nn.Module]:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=17, n_positions=16, n_embd=16, n_layer=2, n_head=2)
+    return [GPT2LMHeadModel(config).eval() for _ in range(count)]
+
+
+def stacked(members: list[nn.Module], **options: Any) -> ParallelEnsemble:
+    return ParallelEnsemble(members, "cpu", executor="stacked", **options)
+
+
+def mean(members: list[nn.Module], x: Tensor) -> Tensor:
+    return sum(member(x) for member in members) / len(members)
+
+
+@torch.no_grad()
+def test_tied_weights_stay_tied() -> None:
+    members, tokens = gpt2s(3), torch.randint(17, (2, 7))
+    expected = sum(copy.deepcopy(m).double()(tokens).logits for m in members) / 3
+    ensemble = stacked(members)
+    torch.testing.assert_close(ensemble(tokens).logits.double(), expected, atol=1e-5, rtol=1e-5)
+    for member in ensemble.model_list:
+        assert member.lm_head.weight is member.transformer.wte.weight
+
+
+class Times(nn.Module):
+    """A member whose Python attribute decides what it computes."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor, self.layer = factor, nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * self.layer(x)
+
+
+def test_members_with_different_attributes_are_refused_when_the_ensemble_is_built() -> None:
+    with pytest.raises(ValueError, match=r"'0' and '1' differ: factor is 1.0 in one and 2.0 in the other"):
+        stacked([Times(1.0), Times(2.0)])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda m: m[1].train(), "training is False in one and True in the other"),
+        (lambda m: m.__setitem__(1, nn.Linear(8, 3)), "differ"),
+        (lambda m: m[1].register_buffer("extra", torch.zeros(1)), "buffers are"),
+        (lambda m: m[1].__setitem__(0, m[0][0]), "share 0.weight"),
+    ],
+    ids=["training mode", "architecture", "buffers", "a shared layer"],
+)
+def test_members_that_are_not_alike_are_refused_with_the_reason(change: Any, told: str) -> None:
+    members = mlps(3)
+    change(members)
+    with pytest.raises(ValueError, match=told):
+        stacked(members)
+
+
+@torch.no_grad()
+def test_an_attribute_changed_later_is_noticed_when_the_members_are_stacked_anew() -> None:
+    ensemble = stacked([Times(1.0), Times(1.0)])
+    ensemble(torch.ones(1, 2))
+    ensemble.model_list[1].factor = 2.0
+    ensemble.double()
+    with pytest.raises(ValueError, match=r"factor is 1\.0 in one and 2\.0"):
+        ensemble(torch.ones(1, 2, dtype=torch.float64))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda e: e.double(),
+        lambda e: e.model_list[1][0].weight.mul_(3),
+        lambda e: e.load_state_dict({k: v + 1 for k, v in e.state_dict().items()}),
+        lambda e: e.load_state_dict({k: v + 1 for k, v in e.state_dict().items()}, assign=True),
+        lambda e: setattr(e.model_list[2][0], "bias", nn.Parameter(torch.ones(8))),
+    ],
+    ids=["dtype", "in place", "checkpoint", "checkpoint, assigned", "another parameter"],
+)
+def test_what_is_changed_after_stacking_counts_at_once(change: Any) -> None:
+    ensemble = stacked(mlps(3))
+    ensemble(torch.ones(2, 8))
+    change(ensemble)
+    x = torch.randn(4, 8, dtype=ensemble.dtype)
+    expected = mean([copy.deepcopy(member) for member in ensemble.model_list], x)
+    torch.testing.assert_close(ensemble(x), expected)
+
+
+@torch.no_grad()
+def test_the_checkpoint_of_stacked_members_is_that_of_single_ones() -> None:
+    members = mlps(3)
+    before = {k: v.clone() for k, v in ParallelEnsemble(members).state_dict().items()}
+    ensemble = stacked(members)
+    ensemble(torch.ones(2, 8))
+    after = ensemble.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+@torch.no_grad()
+def test_weights_move_into_the_stack_and_are_not_doubled() -> None:
+    members = [nn.Linear(1024, 1024, bias=False).eval() for _ in range(16)]  # 64 MiB together
+    ensemble, x = stacked(members), torch.ones(1, 1024)
+    process = psutil.Process()
+    before = process.memory_info().rss
+    ensemble(x)
+    grown = (process.memory_info().rss - before) / (16 * 4 * 2**20)
+    assert grown <= 0.25
+    start = min(member.weight.data_ptr() for member in members)
+    assert sorted(member.weight.data_ptr() - start for member in members) == [i * 4 * 2**20 for i in range(16)]
+
+
+def test_dropout_is_drawn_for_each_member_and_batch_norms_buffers_are_its_own() -> None:
+    torch.manual_seed(0)
+    members = [nn.Sequential(nn.BatchNorm1d(64), nn.Dropout(0.5)).train() for _ in range(2)]
+    seen = Stack([nn.Sequential(nn.Dropout(0.5)).train() for _ in range(2)] and members, ["a", "b"])(
+        torch.randn(64, 64)
+    )
+    assert not torch.equal(seen[0] == 0, seen[1] == 0)
+    x = torch.randn(64, 64)
+    single = copy.deepcopy(members[0])
+    single(x)
+    Stack(members, ["a", "b"])(x)
+    torch.testing.assert_close(members[0][0].running_mean, single[0].running_mean)
+
+
+@torch.no_grad()
+def test_members_on_several_lanes_are_one_stack_a_lane() -> None:
+    members = mlps(5)
+    expected = mean([copy.deepcopy(m) for m in members], x := torch.randn(4, 8))
+    ensemble = ParallelEnsemble(members, ["cpu:0", "cpu:1", "cpu:0", "cpu:1", "cpu:1"], executor="stacked")
+    torch.testing.assert_close(ensemble(x), expected)
+    ours = [
+        [m[0].weight.untyped_storage().data_ptr() for m in (members[i] for i in lane)] for lane in ([0, 2], [1, 3, 4])
+    ]
+    assert [len(set(lane)) for lane in ours] == [1, 1]
+    assert ours[0][0] != ours[1][0]
+
+
+@torch.no_grad()
+def test_auto_does_not_stack() -> None:
+    members = mlps(3)
+    ensemble = ParallelEnsemble(members, "cpu", executor="auto")
+    ensemble(torch.ones(1, 8))
+    assert len({member[0].weight.untyped_storage().data_ptr() for member in members}) == 3
