@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from classification_pool import Member, PointsTaskPool, members, points
+from fusion_bench.utils.instantiate_utils import instantiate
+from hydra import compose, initialize_config_dir
 from torch import nn
 from torch.nn import functional as F
 
@@ -182,6 +184,21 @@ def test_choosing_on_the_data_that_are_reported_is_refused(reported: dict[str, A
     method._program = program(reported)
     with pytest.raises(ValueError, match=r"reported afterwards \(left\).*allow_same_data=true"):
         method.run(Unloadable())
+
+
+def test_the_command_lines_program_refuses_the_benchmarks_own_test_pictures(
+    host_config_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pools = "CLIPVisionModelTaskPool/clip-vit-tiny_TA4"
+    given = ["method=ensemble/greedy_ensemble", "modelpool=CLIPVisionModelPool/clip-vit-tiny_TA4", f"taskpool={pools}"]
+    given += [f"taskpool@method.selection_taskpool={pools}_selection", "print_config=false"]
+    given += ["path.log_dir=log", "path.work_dir=.", "fabric.loggers=null"]  # no Hydra job runs here
+    with initialize_config_dir(str(host_config_dir), version_base=None):
+        config = compose("fabric_model_fusion", given)
+    made = instantiate(config, _recursive_=False)
+    with pytest.raises(ValueError, match=r"reported afterwards \(mnist, digits, faces, textures\)"):
+        made.run()
 
 
 def test_if_that_is_allowed_the_report_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
