@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from . import clip_vision, flan_t5, gpt2_classification
+from . import clip_vision, flan_t5, gpt2_classification, image_classification
 from .family import Family
 
-FAMILIES: list[Family] = [clip_vision.FAMILY, gpt2_classification.FAMILY, flan_t5.FAMILY]
+FAMILIES: list[Family] = [
+    clip_vision.FAMILY,
+    *image_classification.FAMILIES,
+    gpt2_classification.FAMILY,
+    flan_t5.FAMILY,
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import typing_extensions
 from torch import Tensor
 
 CONFIG = Path(__file__).parent / "config"
@@ -88,7 +90,10 @@ def run_in_process(arguments: Sequence[str], folder: Path) -> dict[str, Any]:
     report = folder / "reports" / "report.json"
     report.unlink(missing_ok=True)
     line = ["fusion_bench", *arguments, *QUIET, f"report_save_path={report}"]
-    with _working_in(folder), patch.object(sys, "argv", line), patch.dict(os.environ, HYDRA_FULL_ERROR="1"):
+    # the host's image classification pools import `typing.override`, which Python has from 3.12 on
+    override = patch.object(typing, "override", typing_extensions.override, create=True)
+    environment = patch.dict(os.environ, HYDRA_FULL_ERROR="1")
+    with _working_in(folder), patch.object(sys, "argv", line), environment, override:
         # as `fusion_bench.scripts.cli` does at its import, for the folder that is current then
         hydra.main(config_path=get_default_config_path(), config_name="fabric_model_fusion", version_base=None)(main)()
     return json.loads(report.read_text())
