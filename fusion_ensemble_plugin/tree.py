@@ -83,14 +83,14 @@ def flatten(tree: Any) -> tuple[list[Any], Structure]:
 
 def unflatten(structure: Structure, leaves: Iterable[Any]) -> Any:
     """Put a tree together from its structure and its leaves, in the order of `flatten`."""
-    iterator = iter(leaves)
+    return _filled(structure, iter(leaves))
 
-    def fill(node: Structure) -> Any:
-        if node.kind is None:
-            return next(iterator)
-        return node.build([fill(child) for child in node.children])
 
-    return fill(structure)
+def _filled(structure: Structure, leaves: Iterator[Any]) -> Any:
+    # not a function inside `unflatten`: one that calls itself is a cycle, and its leaves would await the collector
+    if structure.kind is None:
+        return next(leaves)
+    return structure.build([_filled(child, leaves) for child in structure.children])
 
 
 def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
