@@ -16,6 +16,7 @@ from fusion_bench.utils.instantiate_utils import instantiate
 from hydra import compose, initialize_config_dir
 from torch import nn
 from torch.nn import functional as F
+from worlds import run_world
 
 from fusion_ensemble_plugin import (
     CalibratedEnsembleAlgorithm,
@@ -308,6 +309,19 @@ def test_members_that_make_no_class_scores_cannot_be_calibrated() -> None:
 
     with pytest.raises(ValueError, match="combines class scores and looks for them in 'logits'"):
         CalibratedEnsembleAlgorithm(selection_taskpool=pool()).run([Features(), Features()])
+
+
+def chosen_by_a_rank(rank: int) -> tuple[float, ...]:
+    """Choose by data that this rank alone has."""
+    taskpool = PointsTaskPool({"left": points(rank, 30)})
+    return LearnedWeightsAlgorithm(selection_taskpool=taskpool, evaluations=15).run(members(3)).member_weights
+
+
+@pytest.mark.slow
+def test_ranks_with_different_shares_of_the_data_choose_the_same_weights(tmp_path: Path) -> None:
+    found = run_world(chosen_by_a_rank, 2, tmp_path)
+    assert found[0] == found[1]
+    assert all(found[0] != chosen_by_a_rank(rank) for rank in range(2))  # what each would choose alone
 
 
 def test_a_data_set_without_select_is_taken_in_parts_too() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import Any
 
+import torch.distributed as dist
 from lightning_utilities.core.rank_zero import rank_zero_only
 from tqdm.auto import tqdm
 
@@ -50,11 +51,23 @@ class Evaluation:
         self._ensemble.recombine(**combined)
         with _quiet() if self.count else nullcontext():  # the first one, which reads the data, shows its progress
             report: Mapping[str, Any] = self._taskpool.evaluate(self._ensemble)
-        score = self._objective.score(report)
+        score = mean_over_ranks(self._objective.score(report))
         self.count += 1
         self._progress.set_postfix({self._objective.metric: f"{self._objective.value(report):.4g}"}, refresh=False)
         self._progress.update()
         return score
+
+
+def mean_over_ranks(score: float) -> float:
+    """Return the mean of all ranks' scores, each of which has seen its share of the data.
+
+    So all ranks go the same way through a search, and choose the same.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return score
+    scores = [0.0] * dist.get_world_size()
+    dist.all_gather_object(scores, score)
+    return sum(scores) / len(scores)
 
 
 @contextmanager
