@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -159,7 +159,7 @@ class SimpleEnsembleAlgorithm(BaseAlgorithm):
             lambda: arrange(self.member_parallel, meeting.world, meeting.rank, names),
             lambda: self._check_pool(modelpool),
         ]
-        problems = dict.fromkeys(problem for check in checks if (problem := _problem(check)))  # each once
+        problems = dict.fromkeys(problem for check in checks if (problem := problem_of(check)))  # each once
         if problems:
             raise ValueError("\n".join(problems))
         return {
@@ -200,7 +200,8 @@ def torch_dtype(name: str | None, option: str = "dtype") -> torch.dtype | None:
     return dtype
 
 
-def _problem(check: Any) -> str:
+def problem_of(check: Callable[[], object]) -> str:
+    """Return what is wrong in words; nothing if the check passes."""
     try:
         check()
     except (ValueError, TypeError, PluginValidationError) as error:

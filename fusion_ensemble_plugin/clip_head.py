@@ -30,9 +30,14 @@ class ClipHead:
     def __init__(self, clip_model: Any, processor: Any = None) -> None:
         self.projection: Tensor = clip_model.visual_projection.weight.detach()
         self.logit_scale: float = clip_model.logit_scale.detach().double().exp().item()
-        text_side: Any = _TextSide(clip_model)
-        self._classifier = None if processor is None else HFCLIPClassifier(text_side, processor)
+        self._text_side: Any = _TextSide(clip_model).requires_grad_(False)
+        self._processor = processor
         self._text_embeds: dict[str, Tensor] = {}
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there is a processor, and so `text_embeds`."""
+        return self._processor is not None
 
     def text_embeds(self, task: str, device: torch.device) -> Tensor:
         """Return one direction a class of a task, (classes, embedding), each of norm 1; made once a task.
@@ -40,12 +45,13 @@ class ClipHead:
         Raises:
             ValueError: If there is no processor.
         """
-        if self._classifier is None:
+        if not self.has_text:
             raise ValueError("text embeddings need a processor: ClipHead(clip_model, processor)")
         if task not in self._text_embeds:
-            self._classifier.to(device).eval()
-            self._classifier.set_classification_task(*get_classnames_and_templates(task))
-            embeds: Any = self._classifier.zeroshot_weights
+            # not kept: it holds the task's templates, which are functions without a name and cannot be pickled
+            classifier = HFCLIPClassifier(self._text_side.to(device).eval(), self._processor)
+            classifier.set_classification_task(*get_classnames_and_templates(task))
+            embeds: Any = classifier.zeroshot_weights
             self._text_embeds[task] = embeds
         return self._text_embeds[task].to(device)
 

@@ -31,6 +31,7 @@ from fusion_ensemble_plugin.outputs import Fold
 from fusion_ensemble_plugin.placement import Placement
 from fusion_ensemble_plugin.plugins import make_reducer
 from fusion_ensemble_plugin.reducer import ListReducer, MeanReducer, Reducer, SumReducer, reduce_tensors
+from fusion_ensemble_plugin.weights import Weights
 
 PROJECTION_TOLERANCE = 0.05
 """Distance between two unit vectors above which they don't come from one projection (half precision: 0.01)."""
@@ -60,7 +61,8 @@ class ClipLogitEnsemble(ParallelEnsemble):
     def __init__(
         self, models: Any, device_map: DeviceMap | Placement = None, *, head: ClipHead, **options: Any
     ) -> None:
-        check_logit_reducer(make_reducer(options.get("reducer") or type(self).default_reducer))
+        reducer = options.get("reducer")
+        check_logit_reducer(make_reducer(type(self).default_reducer if reducer is None else reducer), head.has_text)
         super().__init__(models, device_map, **options)
         self.register_buffer("projection", head.projection.clone(), persistent=False)
         self.head = head
@@ -103,6 +105,16 @@ class ClipLogitEnsemble(ParallelEnsemble):
         if self._linear:
             return image_embeds * mean.norm(dim=-1, keepdim=True).to(image_embeds.dtype), None, None
         return self._with_logits(embeds, dataset_name).to(image_embeds.dtype), None, None
+
+    def recombine(self, *, weights: Weights = None, reducer: Any = None) -> None:
+        """Combine the same members otherwise; see `ParallelEnsemble.recombine`.
+
+        Raises:
+            ValueError: As there, or if the reducer makes no logits of logits.
+        """
+        if reducer is not None:
+            check_logit_reducer(make_reducer(reducer), self.head.has_text)
+        super().recombine(weights=weights, reducer=reducer)
 
     @property
     def _linear(self) -> bool:
@@ -160,15 +172,24 @@ def is_linear(reducer: Reducer) -> bool:
     return type(reducer) in (MeanReducer, SumReducer)
 
 
-def check_logit_reducer(reducer: Reducer) -> None:
+def check_logit_reducer(reducer: Reducer, text: bool = True) -> None:
     """Try a reducer on two classes.
 
+    Args:
+        reducer: What is to combine logits.
+        text: Whether there are text embeddings, without which there are no logits that any but a linear one combines.
+
     Raises:
-        ValueError: If it makes no logits of logits.
+        ValueError: If it makes no logits of logits, or needs those that are not there.
     """
     tried = reduce_tensors(reducer, [torch.zeros(1, 2)])
     if not (isinstance(tried, Tensor) and tried.shape == (1, 2)):
         raise ValueError(f"the reducer {type(reducer).__name__} does not turn logits into logits")
+    if not (text or is_linear(reducer)):
+        raise ValueError(
+            f"{type(reducer).__name__} combines the members' logits, for which the head needs a processor: "
+            "ClipHead(clip_model, processor); mean and sum need none"
+        )
 
 
 def _pooled(output: Any) -> Tensor:

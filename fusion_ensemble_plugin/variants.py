@@ -11,7 +11,7 @@ from typing import Any
 
 from fusion_bench.mixins.serialization import auto_register_config
 
-from fusion_ensemble_plugin.algorithms import SimpleEnsembleAlgorithm, plain
+from fusion_ensemble_plugin.algorithms import SimpleEnsembleAlgorithm, plain, problem_of
 from fusion_ensemble_plugin.clip_head import check_clip_pool, clip_head
 from fusion_ensemble_plugin.clip_logits import ClipLogitEnsemble, check_logit_reducer, is_linear
 from fusion_ensemble_plugin.ensemble import ParallelEnsemble
@@ -119,9 +119,13 @@ class ClipLogitEnsembleAlgorithm(SimpleEnsembleAlgorithm):
         super().__init__(**kwargs)
 
     def _check_pool(self, modelpool: Any) -> None:
-        reducer = make_reducer(self._reducer())
-        check_logit_reducer(reducer)
-        check_clip_pool(modelpool, plain(self.clip_model), text=not is_linear(reducer))
+        text = not is_linear(make_reducer(self._reducer()))
+        checks = [
+            lambda: check_logit_reducer(make_reducer(self._reducer())),
+            lambda: check_clip_pool(modelpool, plain(self.clip_model), text),
+        ]
+        if problems := [problem for check in checks if (problem := problem_of(check))]:
+            raise ValueError("\n".join(problems))
 
     def _build(self, modelpool: Any, models: Any, placement: Any, **options: Any) -> ParallelEnsemble:
         text = not is_linear(make_reducer(self._reducer()))

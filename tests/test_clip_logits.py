@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -160,6 +163,17 @@ def test_the_task_pools_logits_are_the_mean_of_the_members_logits(
     ensemble.close()
 
 
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda ensemble: pickle.loads(pickle.dumps(ensemble))])
+def test_a_copy_answers_the_same_before_and_after_it_has_read_a_tasks_class_names(
+    again: Callable[[ClipLogitEnsemble], ClipLogitEnsemble], benchmark: Benchmark
+) -> None:
+    ensemble = ProbabilityEnsembleAlgorithm().run(benchmark.modelpool)
+    fresh = again(ensemble)
+    expected = logits(ensemble, benchmark, "faces")
+    for copied in (fresh, again(ensemble)):
+        assert torch.equal(logits(copied, benchmark, "faces")[0], expected[0])
+
+
 def test_the_mean_of_pooled_features_is_another_thing(benchmark: Benchmark) -> None:
     pooled = logits(SimpleEnsembleAlgorithm().run(benchmark.modelpool), benchmark, "digits")
     expected = combined(benchmark, "digits", "mean", [1.0] * 4)
@@ -217,9 +231,8 @@ def test_a_clip_model_may_be_named_for_a_pool_without_a_pretrained_one(benchmark
 
 
 def test_with_more_classes_than_dimensions_a_vote_is_refused_and_the_mean_works() -> None:
-    head = ClipHead(_clip_model(embedding=3))
+    head = ClipHead(_clip_model(embedding=3), processor=object())  # never asked: the text embeddings are there already
     head._text_embeds["many"] = nn.functional.normalize(torch.randn(8, 3), dim=-1)
-    head._classifier = object()  # its text embeddings are there already
     towers, images = [nn.Linear(6, 5), nn.Linear(6, 5)], torch.randn(4, 6)
     for reducer, works in (("mean", True), ("majority_vote", False)):
         ensemble = ClipLogitEnsemble(towers, head=head, reducer=reducer)
@@ -237,6 +250,26 @@ def test_correcting_embeddings_without_a_forward_is_refused() -> None:
     ensemble = ClipLogitEnsemble([nn.Linear(6, 5)], head=ClipHead(_clip_model(embedding=3)))
     with pytest.raises(RuntimeError, match="comes after forward"):
         ensemble.compute_surgery_features(torch.zeros(1, 3), "mnist")
+
+
+def test_a_reducer_that_needs_the_class_names_is_refused_without_a_processor() -> None:
+    head, towers = ClipHead(_clip_model(embedding=3)), [nn.Linear(6, 5), nn.Linear(6, 5)]
+    with pytest.raises(ValueError, match="MedianReducer combines the members' logits, for which the head needs a proc"):
+        ClipLogitEnsemble(towers, head=head, reducer="median")
+    ensemble = ClipLogitEnsemble(towers, head=head)
+    with pytest.raises(ValueError, match="needs a processor"):
+        ensemble.recombine(reducer="majority_vote")
+    with pytest.raises(ValueError, match="VarianceReducer does not turn logits into logits"):
+        ensemble.recombine(reducer="variance")
+    ensemble.recombine(reducer="sum", weights=[1, -1])
+    assert ensemble.member_weights == (1.0, -1.0)
+
+
+def test_a_head_freezes_the_model_that_it_shares() -> None:
+    model = _clip_model(embedding=3)
+    ClipHead(model)
+    assert not any(p.requires_grad for p in model.text_model.parameters())
+    assert model.vision_model.encoder.layers[0].mlp.fc1.weight.requires_grad
 
 
 def _clip_model(embedding: int) -> CLIPModel:

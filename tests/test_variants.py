@@ -201,7 +201,11 @@ def test_a_temperature_is_an_option_on_the_command_line(composed: Callable[..., 
         ("probability_ensemble", ["+reducer.temprature=2"], ["temprature", "it takes class_dim, temperature"]),
         ("simple_ensemble", ["reducer=medain"], ["unknown reducer 'medain'", "trimmed_mean", "Did you mean 'median'?"]),
         ("simple_ensemble", ["reducer={_target_: no.such.Thing}"], ["no.such.Thing"]),
-        ("clip_logit_ensemble", ["reducer=variance"], ["VarianceReducer does not turn logits into logits"]),
+        (
+            "clip_logit_ensemble",
+            ["reducer=variance"],
+            ["VarianceReducer does not turn logits into logits", "no CLIP model '_pretrained_'", "no processor"],
+        ),
         ("clip_logit_ensemble", [], ["no CLIP model '_pretrained_'", "method.clip_model="]),
     ],
 )
