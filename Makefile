@@ -22,8 +22,8 @@ lint: $(VENV)/test.stamp
 docs: $(VENV)/docs.stamp
 	$(BIN)/mkdocs build --strict
 
-bench: $(VENV)/demo.stamp  ## every benchmark, one after another, and one table of all
-	$(BIN)/python -m benchmarks
+bench: $(VENV)/demo.stamp  ## every benchmark, one after another, one table of all, and the documentation's page
+	$(BIN)/python -m benchmarks; status=$$?; $(BIN)/python -m benchmarks.page && exit $$status
 
 # A stamp is newer than what it was made from: a second call installs nothing.
 $(VENV)/torch.stamp: constraints.txt

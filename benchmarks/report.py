@@ -102,7 +102,9 @@ def run(
         f"python -m benchmarks.{name}", description=sys.modules[measure.__module__].__doc__
     )
     parser.add_argument("--quick", action="store_true", help="a small run that shows that all works; keeps no results")
-    parser.add_argument("--rounds", type=int, help=f"measured rounds (default: {rounds}; quick: {QUICK_ROUNDS})")
+    parser.add_argument(
+        "--rounds", type=_at_least_one, help=f"measured rounds (default: {rounds}; quick: {QUICK_ROUNDS})"
+    )
     parser.add_argument("--results", type=Path, help="where figures and plot go (default: benchmarks/results)")
     if options is not None:
         options(parser)
@@ -116,6 +118,12 @@ def run(
     if folder := asked.results or (None if asked.quick else RESULTS):
         write(folder / f"{name}.json", {**facts, **as_json(result)})
     return int(not asked.quick and any(figure.reached is False for figure in result.figures))
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of rounds: 1 or more")
+    return int(text)
 
 
 def run_module(name: str, arguments: Sequence[str]) -> None:

@@ -1,0 +1,168 @@
+"""The benchmarks: those of their figures that don't depend on the machine, and that all of them run and are kept."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from argparse import Namespace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fusion_bench.models.wrappers.ensemble import EnsembleModule
+
+from fusion_ensemble_plugin import ParallelEnsemble
+
+REPO = Path(__file__).parent.parent
+COUNTS = (2, 8, 16, 32)
+LINUX_ONLY = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is read in /proc")
+
+
+@pytest.fixture(autouse=True)
+def benchmarks_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmarks are no part of what is installed."""
+    monkeypatch.syspath_prepend(REPO)
+
+
+def benchmark(name: str) -> Any:
+    return import_module(f"benchmarks.{name}")
+
+
+def fillers(count: int) -> list[torch.nn.Module]:
+    return [benchmark("models").Filler(benchmark("outputs").ELEMENTS) for _ in range(count)]
+
+
+@LINUX_ONLY
+@pytest.mark.parametrize("count", COUNTS)
+@torch.inference_mode()
+def test_at_most_three_outputs_exist_at_a_time(count: int) -> None:
+    assert round(benchmark("outputs").peak_outputs(ParallelEnsemble(fillers(count))), 1) <= 3
+
+
+@LINUX_ONLY
+@pytest.mark.parametrize("count", COUNTS)
+@torch.inference_mode()
+def test_at_most_three_outputs_exist_at_a_time_on_each_lane(count: int) -> None:
+    ensemble = ParallelEnsemble(fillers(count), benchmark("models").spread(range(count), 2))
+    assert round(benchmark("outputs").peak_outputs(ensemble), 1) <= 2 * 3
+    ensemble.close()
+
+
+@LINUX_ONLY
+@pytest.mark.parametrize("count", COUNTS[:3])
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@torch.inference_mode()
+def test_fusionbench_holds_two_outputs_a_member_and_one(count: int) -> None:
+    assert round(benchmark("outputs").peak_outputs(EnsembleModule(fillers(count)))) == 2 * count + 1
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_eight_sleeping_members_on_eight_lanes_take_the_time_of_one() -> None:
+    (figure,) = benchmark("sleepers").measure(Namespace(rounds=1)).figures
+    assert figure.value < 2  # 1.15 is for a quiet machine
+    assert figure.host > 7.5
+
+
+@pytest.fixture(scope="module")
+def quick_results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Run each benchmark in its smallest setting; returns the folder of results and what was printed."""
+    folder = tmp_path_factory.mktemp("results")
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--results", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return folder, done.stdout
+
+
+@LINUX_ONLY
+@pytest.mark.slow
+def test_every_benchmark_writes_its_figures_its_plot_and_the_machine(quick_results: tuple[Path, str]) -> None:
+    folder, _ = quick_results
+    names = benchmark("table").NAMES
+    assert sorted(path.stem for path in folder.glob("*.json")) == sorted(names)
+    for name in names:
+        text = (folder / f"{name}.json").read_text()
+        facts = json.loads(text)
+        assert facts["quick"] is True
+        assert facts["machine"]["cpu"]
+        assert facts["machine"]["cores"] >= 1
+        assert facts["machine"]["torch"] == torch.__version__
+        assert socket.gethostname() not in text
+        assert all(math.isfinite(figure["value"]) for figure in facts["figures"])
+        if facts["figures"]:
+            assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@LINUX_ONLY
+@pytest.mark.slow
+def test_one_table_shows_all_of_it(quick_results: tuple[Path, str]) -> None:
+    folder, printed = quick_results
+    table = printed[printed.index("FusionBench's ensemble") :]
+    for facts in benchmark("table").read(folder).values():
+        for name, *_ in benchmark("table").rows(facts):
+            assert name in table
+
+
+@LINUX_ONLY
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_rows_of_a_gpu_say_that_there_is_none(quick_results: tuple[Path, str]) -> None:
+    folder, _ = quick_results
+    facts = json.loads((folder / "accelerator.json").read_text())
+    assert [row[2] for row in benchmark("table").rows(facts)] == ["no GPU"]
+
+
+@LINUX_ONLY
+@pytest.mark.slow
+def test_a_pool_larger_than_memory_keeps_four_members_and_gives_the_same_bits(quick_results: tuple[Path, str]) -> None:
+    facts = json.loads((quick_results[0] / "offload.json").read_text())
+    figures = {figure["name"]: figure for figure in facts["figures"]}
+    assert figures["resident while running"]["value"] <= 4
+    assert figures["resident while loading"]["value"] <= 4
+    assert figures["outputs that are not bit-equal"]["value"] == 0
+
+
+@pytest.mark.parametrize(("value", "quick", "status"), [(1.0, False, 0), (1.2, False, 1), (1.2, True, 0)])
+def test_a_missed_limit_fails_a_run_that_is_not_a_quick_one(
+    value: float, quick: bool, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = benchmark("report")
+    found = report.Result("a title", [report.Figure("a ratio", value, limit=1.1, host=2.0)])
+    arguments = ["--results", str(tmp_path), *["--quick"] * quick]
+    assert report.run("sleepers", lambda asked: found, 3, arguments) == status
+    assert ("missed" in capsys.readouterr().out) == (value > 1.1)
+    (row,) = benchmark("table").rows(json.loads((tmp_path / "sleepers.json").read_text()))
+    assert row == ("a ratio", "≤ 1.1", "1" if value == 1 else "1.2 (missed)", "2")
+
+
+@pytest.mark.parametrize("rounds", ["0", "-1", "many"])
+def test_rounds_must_be_one_or_more(rounds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        benchmark("sleepers").main(["--rounds", rounds])
+    assert "1 or more" in capsys.readouterr().err
+
+
+def test_the_documentations_table_is_made_from_the_committed_results() -> None:
+    page = benchmark("page")
+    assert page.PAGE.read_text() == page.filled(page.PAGE.read_text())
+    assert all((page.PAGE.with_suffix("") / f"{name}.png").exists() for name in page.PLOTS)
+
+
+def test_the_committed_results_are_of_whole_runs_of_all_benchmarks() -> None:
+    found = benchmark("table").read(benchmark("report").RESULTS)
+    assert sorted(found) == sorted(benchmark("table").NAMES)
+    assert [name for name, facts in found.items() if facts["quick"]] == []
+
+
+@pytest.mark.parametrize("name", ["measuring", "report"])
+def test_examples_in_the_benchmarks_docstrings_are_true(name: str) -> None:
+    found = doctest.testmod(benchmark(name))
+    assert found.attempted > 0
+    assert found.failed == 0
