@@ -11,6 +11,9 @@ from fusion_ensemble_plugin.naming import member_index
 Weights = None | Sequence[float] | Mapping[Any, float]
 """One number a member, in order, or by name or index; None stands for all 1."""
 
+LARGEST = 1e20
+"""What the largest weight may be, or its inverse: outputs times weights must be numbers in float32."""
+
 
 def resolve_weights(weights: Weights, names: Sequence[str], rule: str = "positive") -> tuple[float, ...]:
     """Return one weight a member.
@@ -60,6 +63,12 @@ def _against(rule: str, given: Mapping[str, float]) -> list[str]:
         negative = [f"{name!r} has weight {weight:g}" for name, weight in given.items() if weight < 0]
         if negative:
             return [*negative, "negative weights are allowed only in a sum (weighted_ensemble with normalize: false)"]
+        largest = max(given.values(), default=0.0)
+        if math.isfinite(largest) and largest and not 1 / LARGEST <= largest <= LARGEST:
+            return [
+                f"the largest is {largest:g}, and outputs are combined in float32: multiply all weights by one number, "
+                f"so that the largest is between {1 / LARGEST:g} and {LARGEST:g}"
+            ]
     return []
 
 

@@ -15,7 +15,7 @@ from fusion_ensemble_plugin import ParallelEnsemble
 from fusion_ensemble_plugin.weights import resolve_weights
 
 NAMES = ["mnist", "svhn", "dtd"]
-weights = st.lists(st.floats(0, 1e6), min_size=3, max_size=3).filter(any)
+weights = st.lists(st.just(0.0) | st.floats(1e-15, 1e6), min_size=3, max_size=3).filter(any)
 
 
 class Constant(nn.Module):
@@ -69,6 +69,8 @@ def test_a_name_that_looks_like_an_index_is_a_name() -> None:
         ([1, float("nan"), float("inf")], ["'svhn' has weight nan", "'dtd' has weight inf", "not a finite number"]),
         ([1, "2", None], ["'svhn' has weight '2'", "'dtd' has weight None"]),
         ([1, True, 1], ["'svhn' has weight True"]),
+        ([1e-50, 0, 1e-48], ["the largest is 1e-48", "multiply all weights by one number", "between 1e-20 and 1e+20"]),
+        ([1, 1, 1e30], ["the largest is 1e+30"]),
         ("abc", ["a list, or a mapping from member to number, is needed"]),
         (3, ["a list, or a mapping from member to number, is needed"]),
     ],
@@ -95,6 +97,11 @@ def test_the_ensemble_is_the_weighted_mean_and_members_of_weight_0_are_not_run(d
     ensemble.close()
     assert [member.calls for member in members] == [1, 0, 1]
     assert ensemble.member_weights == (1.0, 0.0, 3.0)
+
+
+def test_very_different_weights_are_fine_as_long_as_the_largest_is_a_number_in_float32() -> None:
+    members = [Constant(1.0), Constant(5.0), Constant(9.0)]
+    assert ParallelEnsemble(members, weights=[1e-19, 1e-300, 3e-19])(torch.ones(1)).item() == pytest.approx(7.0)
 
 
 def test_wrong_weights_are_told_when_the_ensemble_is_made() -> None:
