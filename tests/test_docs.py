@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import yaml
 from markdown_it import MarkdownIt
 
 from fusion_ensemble_plugin import hookspecs
+from fusion_ensemble_plugin.plugins import BUILTIN, registry
 
 REPO = Path(__file__).parent.parent
 PAGES = sorted([REPO / "README.md", *REPO.glob("docs/**/*.md")])
@@ -90,6 +92,13 @@ def test_every_hook_is_documented_with_its_exact_signature() -> None:
             documented |= signatures(block.code)
     assert documented == signatures(Path(hookspecs.__file__).read_text())
     assert {"register_reducers", "register_executors"} < set(documented)
+
+
+def test_the_reference_lists_every_reducer_with_its_class() -> None:
+    row = re.compile(r"^\| `(\w+)` \| \[`\w+`\]\[([\w.]+)\] \|$", re.MULTILINE)
+    listed = row.findall((REPO / "docs/reference/reducers.md").read_text())
+    ours = {name: factory for name, (factory, source) in registry().reducers.items() if source == BUILTIN}
+    assert dict(listed) == {name: f"{factory.__module__}.{factory.__qualname__}" for name, factory in ours.items()}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
