@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ from fusion_ensemble_plugin.memory import parse_bytes
 from fusion_ensemble_plugin.selection.batches import Budget, batches_kept
 from fusion_ensemble_plugin.selection.data import every_nth
 from fusion_ensemble_plugin.selection.method import SelectingEnsembleAlgorithm
+from fusion_ensemble_plugin.selection.record import Selection
 
 METHODS = [GreedyEnsembleAlgorithm, LearnedWeightsAlgorithm, CalibratedEnsembleAlgorithm]
 CONFIG = {
@@ -156,6 +158,32 @@ def test_members_run_once_a_batch(method: type[SelectingEnsembleAlgorithm], opti
     ensemble(torch.zeros(1, 2))
     assert sum(member.runs for member in models.values()) > 2 * 3 * 3  # now they are run again
     ensemble.close()
+
+
+def test_members_run_once_for_a_task_pool_too_that_makes_its_data_anew_and_copies_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Anew(PointsTaskPool):
+        def evaluate(self, model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            self.setup()
+            return super().evaluate(copy.deepcopy(model))
+
+    plain, batches = Member.forward, []
+
+    def forward(self: Member, inputs: torch.Tensor) -> torch.Tensor:
+        batches.append(len(inputs))
+        return plain(self, inputs)
+
+    monkeypatch.setattr(Member, "forward", forward)
+    method = GreedyEnsembleAlgorithm(selection_taskpool=Anew({"left": points(0)}))
+    method.run(members(3))
+    assert sum(batches) == 3 * 120
+    assert method.selection == _by(GreedyEnsembleAlgorithm(selection_taskpool=PointsTaskPool({"left": points(0)})))
+
+
+def _by(method: SelectingEnsembleAlgorithm) -> Selection:
+    method.run(members(3))
+    return method.selection
 
 
 @pytest.mark.parametrize("method", METHODS)

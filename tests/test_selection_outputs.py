@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fusion_ensemble_plugin import ParallelEnsemble
 from fusion_ensemble_plugin.runner import forward
 from fusion_ensemble_plugin.selection.batches import Budget
-from fusion_ensemble_plugin.selection.outputs import outputs_kept
+from fusion_ensemble_plugin.selection.outputs import _content, outputs_kept
 
 
 @pytest.fixture
@@ -43,14 +43,42 @@ def test_the_same_input_is_not_run_again_however_it_is_combined(keeping: Paralle
     assert runs(keeping) == 3
 
 
-def test_an_input_that_was_changed_in_place_or_is_another_is_run(keeping: ParallelEnsemble) -> None:
+def test_an_input_that_was_changed_in_place_is_run_and_an_equal_one_is_not(keeping: ParallelEnsemble) -> None:
     x = torch.randn(5, 2)
     first = keeping(x)
     x += 1
     changed = keeping(x)
     assert not torch.equal(first, changed)
-    assert torch.equal(changed, keeping(x.clone()))
-    assert runs(keeping) == 9
+    assert torch.equal(changed, keeping(x.t().contiguous().t()))
+    assert runs(keeping) == 6
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (torch.zeros(2, 3), torch.zeros(3, 2)),
+        (torch.zeros(2), torch.zeros(2, dtype=torch.int32)),
+        (torch.tensor([0.0]), torch.tensor([-0.0])),
+        (torch.zeros(4, dtype=torch.bfloat16), torch.zeros(4, dtype=torch.float16)),
+        (torch.tensor([1 + 1j]), torch.tensor([1 + 1j]).conj()),
+        (torch.tensor(1.0), torch.tensor([1.0])),
+        (torch.tensor([True]), torch.tensor([1], dtype=torch.uint8)),
+        (torch.zeros(0, 2), torch.zeros(0, 3)),
+        (1, 1.0),
+        (1, True),
+        ("1", 1),
+        ([torch.ones(1)], torch.ones(1)),
+    ],
+)
+def test_inputs_that_differ_in_anything_are_different(one: Any, other: Any) -> None:
+    assert _content(forward, ((one,), {})) not in (None, _content(forward, ((other,), {})))
+    assert _content(forward, ((one,), {})) == _content(forward, ((copy.deepcopy(one),), {}))
+    assert _content(forward, ((one,), {})) != _content(forward, ((), {"x": one}))
+
+
+@pytest.mark.parametrize("unknown", [object(), torch.ones(1, requires_grad=True), torch.eye(2).to_sparse()])
+def test_inputs_that_cannot_be_told_apart_are_not_known(unknown: Any) -> None:
+    assert _content(forward, ((torch.ones(1), unknown), {})) is None
 
 
 def test_an_equal_tensor_at_the_place_of_one_that_is_gone_is_run(keeping: ParallelEnsemble) -> None:
@@ -84,6 +112,11 @@ def test_copies_of_the_ensemble_share_what_is_kept(keeping: ParallelEnsemble) ->
     copied = copy.deepcopy(keeping)
     assert torch.equal(copied(x), expected)
     assert runs(copied) == runs(keeping) == 3
+    copied(x + 1)
+    assert runs(copied) == 6  # a copy runs its own members
+    assert runs(keeping) == 3
+    keeping(x + 1)
+    assert runs(keeping) == 3
 
 
 @pytest.mark.parametrize("options", [{}, {"weights": [0, 1, 1]}])
@@ -97,12 +130,13 @@ def test_gradients_reach_inputs_and_members_as_ever(ensemble: ParallelEnsemble, 
     assert runs(ensemble) == 2 * sum(1 for weight in ensemble.member_weights if weight)
 
 
-def test_inference_tensors_whose_changes_are_not_counted_are_run_each_time(keeping: ParallelEnsemble) -> None:
+def test_inference_tensors_are_inputs_like_others(keeping: ParallelEnsemble) -> None:
     with torch.inference_mode():
         x = torch.randn(5, 2)
         before = keeping(x)
         x += 1
         assert not torch.equal(keeping(x), before)
+    assert torch.equal(keeping(x), keeping(x))
 
 
 def test_calls_other_than_forward_are_passed_through(keeping: ParallelEnsemble) -> None:
@@ -139,6 +173,8 @@ def test_members_with_gradients_of_their_own_are_not_kept_with_their_graph(ensem
 
 
 def test_afterwards_it_is_an_ensemble_like_any_other(ensemble: ParallelEnsemble) -> None:
+    before = dict(vars(ensemble))
     with outputs_kept(ensemble, Budget(2**20)):
-        pass
-    assert "run_members" not in vars(ensemble)
+        assert isinstance(ensemble, ParallelEnsemble)
+    assert type(ensemble) is ParallelEnsemble
+    assert vars(ensemble) == before

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
+import torch
+import xxhash
 from torch import Tensor, nn
 
 from fusion_ensemble_plugin.ensemble import ParallelEnsemble
@@ -17,74 +20,98 @@ from fusion_ensemble_plugin.selection.batches import Budget, batch_bytes
 from fusion_ensemble_plugin.tree import flatten, map_leaves
 
 
-class KeptOutputs:
-    """What stands in the place of an ensemble's `run_members`: the same, but members are run once for the same input.
-
-    An input is the same if its tensors are the very same objects, unchanged since; so results are exact. Inputs that
-    are not known to be the same, tensors that need a gradient, and calls that are no plain forward are passed through.
+class Answers:
+    """Members' outputs by what they were given: the content of the input, to the last bit.
 
     Args:
-        ensemble: Whose members are run.
-        budget: Memory for outputs, on the members' devices; outputs that exceed it are not kept.
+        budget: Memory for outputs, on the members' devices; what exceeds it is not kept.
     """
 
-    def __init__(self, ensemble: ParallelEnsemble, budget: Budget) -> None:
-        self._run_members = ensemble.run_members
-        self._output_keys = ensemble.output_keys
+    def __init__(self, budget: Budget) -> None:
         self._budget = budget
-        self._kept: dict[Hashable, tuple[Inputs, dict[int, Any]]] = {}
+        self._kept: dict[Hashable, dict[int, Any]] = {}
 
-    def __call__(self, call: MemberCall, inputs: Inputs, new_fold: Callable[[], Fold] | None = None) -> Any:
-        """Run a call on every member that has not answered this input yet, and reduce what all return."""
-        key = _identity(call, inputs)
+    def once(self, call: MemberCall, inputs: Inputs, output_keys: Any) -> MemberCall:
+        """Return a call that runs a member only if it has not answered this input yet.
+
+        Calls that are no plain forward, and inputs that need a gradient or are no plain data, stay as they are.
+        """
+        key = _content(call, inputs)
         if key is None:
-            return self._run_members(call, inputs, new_fold)
-        # the inputs are kept too: while they live, no other tensor has their identity
-        _, answers = self._kept.setdefault(key, (inputs, {}))
+            return call
+        answers = self._kept.setdefault(key, {})
 
-        def once(index: int, member: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def answer(index: int, member: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if index in answers:
                 return _copy(answers[index])  # who gets it may write into it
-            output = kept_fields(call(index, member, args, kwargs), self._output_keys)
+            output = kept_fields(call(index, member, args, kwargs), output_keys)
             size = _bytes(output)
             if size is not None and self._budget.take(size):
                 answers[index] = _copy(output)
             return output
 
-        return self._run_members(once, inputs, new_fold)
+        return answer
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> KeptOutputs:
-        """Serve the copies of the ensemble too, which some task pools make."""
+    def __deepcopy__(self, memo: dict[int, Any]) -> Answers:
+        """Serve the copies of an ensemble too, which some task pools make."""
         return self
+
+
+class KeepsOutputs(ParallelEnsemble):
+    """What is added to an ensemble of any class while its members' outputs are kept; made by `outputs_kept`."""
+
+    _answers: Answers
+
+    def run_members(self, call: MemberCall, inputs: Inputs, new_fold: Callable[[], Fold] | None = None) -> Any:
+        """Run a call on every member that has not answered this input yet, and reduce what all return."""
+        return super().run_members(self._answers.once(call, inputs, self.output_keys), inputs, new_fold)
 
 
 @contextmanager
 def outputs_kept(ensemble: ParallelEnsemble, budget: Budget) -> Iterator[None]:
-    """Let an ensemble's members run once for each input; on leaving, what was kept is let go."""
-    ensemble.__dict__["run_members"] = KeptOutputs(ensemble, budget)
+    """Let an ensemble's members run once for each input; on leaving, what was kept is let go.
+
+    Args:
+        ensemble: Of any class, which is changed for the time.
+        budget: Memory for outputs.
+    """
+    cls = type(ensemble)
+    ensemble.__class__ = _keeping(cls)  # type: ignore[arg-type]  # classes are hashable
+    ensemble._answers = Answers(budget)  # type: ignore[assignment]
     try:
         yield
     finally:
-        del ensemble.__dict__["run_members"]
+        ensemble.__class__ = cls
+        del ensemble._answers
 
 
-def _identity(call: MemberCall, inputs: Inputs) -> Hashable | None:
-    """Return what tells this input from all others that are alive; None if nothing does."""
-    plain = call is forward or isinstance(getattr(call, "__self__", None), ParallelEnsemble)
-    leaves, structure = flatten(inputs)
-    if not plain:
+@cache
+def _keeping(cls: type[ParallelEnsemble]) -> type[ParallelEnsemble]:
+    return type(f"Keeping{cls.__name__}", (KeepsOutputs, cls), {"__module__": __name__})
+
+
+def _content(call: MemberCall, inputs: Inputs) -> Hashable | None:
+    """Return what tells this input from all others; None if nothing does."""
+    if call is not forward and not isinstance(getattr(call, "__self__", None), ParallelEnsemble):
         return None
+    leaves, structure = flatten(inputs)
     parts: list[Hashable] = [getattr(call, "__name__", ""), tuple(structure.paths())]
     for leaf in leaves:
         if isinstance(leaf, Tensor):
-            if leaf.requires_grad or leaf.is_inference():  # which does not count its changes
+            if leaf.requires_grad or leaf.layout is not torch.strided:
                 return None
-            parts.append((id(leaf), leaf._version))
+            parts.append((leaf.dtype, tuple(leaf.shape), _digest(leaf)))
         elif isinstance(leaf, (int, float, str, type(None))):
             parts.append((type(leaf), leaf))
         else:
             return None
     return tuple(parts)
+
+
+def _digest(tensor: Tensor) -> bytes:
+    plain = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    flat = plain.detach().cpu().contiguous().reshape(-1)
+    return xxhash.xxh3_128(flat.view(torch.uint8).numpy().data).digest()
 
 
 def _bytes(output: Any) -> int | None:
