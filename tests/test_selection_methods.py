@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,7 @@ from fusion_ensemble_plugin import (
     ParallelEnsemble,
 )
 from fusion_ensemble_plugin.memory import parse_bytes
-from fusion_ensemble_plugin.selection.batches import Budget, batches_kept
+from fusion_ensemble_plugin.selection.batches import Budget, KeptBatches, batches_kept
 from fusion_ensemble_plugin.selection.data import every_nth
 from fusion_ensemble_plugin.selection.method import SelectingEnsembleAlgorithm
 from fusion_ensemble_plugin.selection.record import Selection
@@ -146,6 +147,35 @@ def test_data_that_do_not_fit_are_read_each_time(keep: int | str, read: int) -> 
     assert taskpool.read == 4 * read + (6 - read)
     taskpool.evaluate(nn.Linear(2, 4))
     assert taskpool.read == 4 * read + (6 - read) + 6
+
+
+def test_a_reader_that_stops_early_finds_the_same_batches_again_and_reads_no_others() -> None:
+    read: list[int] = []
+
+    def numbers() -> Iterator[torch.Tensor]:
+        for number in range(5):
+            read.append(number)
+            yield torch.tensor([number])
+
+    class Loader:
+        def __iter__(self) -> Iterator[torch.Tensor]:
+            return numbers()
+
+    loader = KeptBatches(Loader(), Budget(1000))
+    for stop in (2, 2, 3, 5, 5):
+        assert [batch.item() for batch in islice(loader, stop)] == list(range(stop))
+    assert [batch.item() for batch in loader] == list(range(5))
+    assert [batch.item() for batch in loader] == list(range(5))
+    assert read == list(range(5))
+
+
+@pytest.mark.parametrize("size", [0, 8, 24, 39])
+def test_a_loader_that_does_not_fit_gives_all_its_batches_and_its_memory_back(size: int) -> None:
+    budget = Budget(size)
+    loader = KeptBatches([torch.tensor([number]) for number in range(5)], budget)
+    for _ in range(3):
+        assert [batch.item() for batch in loader] == list(range(5))
+    assert budget.left == size
 
 
 @pytest.mark.parametrize("options", [{}, {"executor": "stacked"}, {"device_map": ["cpu:0", "cpu:1", "cpu:0"]}])

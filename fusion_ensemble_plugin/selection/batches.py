@@ -35,7 +35,9 @@ class Budget:
 
 
 class KeptBatches:
-    """A data loader that reads its batches the first time and returns the same ones from then on, if memory allows.
+    """A data loader that reads each batch once and returns the same ones from then on, if memory allows.
+
+    What a reader that stops early has not asked for is read when it is asked for.
 
     Args:
         loader: What is read; its other attributes are this one's too.
@@ -45,30 +47,32 @@ class KeptBatches:
     def __init__(self, loader: Iterable[Any], budget: Budget) -> None:
         self._loader = loader
         self._budget = budget
-        self._kept: list[Any] | None = None
+        self._kept: list[Any] = []
+        self._unread: Iterator[Any] | None = None  # where reading goes on
         self._keep = True  # until a batch does not fit
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the batches."""
-        if self._kept is not None:
-            yield from self._kept
+        if not self._keep:
+            yield from self._loader
             return
-        read: list[Any] = []
-        taken = 0
-        try:
-            for batch in self._loader:
-                size = batch_bytes(batch) if self._keep else None
-                self._keep = size is not None and self._budget.take(size)
-                if self._keep:
-                    read.append(batch)
-                    taken += size or 0
-                else:
-                    read.clear()
-                yield batch
-            self._kept = read if self._keep else None
-        finally:  # also if the reader stops early
-            if self._kept is None:
-                self._budget.take(-taken)
+        yield from self._kept
+        self._unread = iter(self._loader) if self._unread is None else self._unread
+        for batch in self._unread:
+            if self._keep and not self._take(batch):
+                self._let_go()
+            if self._keep:
+                self._kept.append(batch)
+            yield batch
+
+    def _take(self, batch: Any) -> bool:
+        size = batch_bytes(batch)
+        return size is not None and self._budget.take(size)
+
+    def _let_go(self) -> None:
+        self._keep = False
+        self._budget.take(-sum(batch_bytes(batch) or 0 for batch in self._kept))
+        self._kept.clear()
 
     def __len__(self) -> int:
         """Return the number of batches."""
