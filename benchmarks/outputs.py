@@ -35,7 +35,7 @@ def measure(arguments: argparse.Namespace) -> Result:
         "FusionBench": EnsembleModule,
     }
     lines: dict[str, dict[int, float]] = {name: {} for name in kinds}
-    counts = COUNTS[:2] if arguments.quick else COUNTS
+    counts = COUNTS[:1] if arguments.quick else COUNTS
     for count in counts:
         for name, make in kinds.items():
             lines[name][count] = round(peak_outputs(make([Filler(ELEMENTS) for _ in range(count)])), 1)

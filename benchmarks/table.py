@@ -13,7 +13,7 @@ from rich.table import Table
 
 from benchmarks.report import Figure, cells
 
-NAMES = ("sleepers", "sequential", "lanes", "outputs", "offload", "growth", "accelerator")
+NAMES = ("sleepers", "sequential", "lanes", "outputs", "offload", "growth", "selection", "accelerator")
 HEADER = ("figure", "to reach", "measured", "FusionBench's ensemble")
 MISSED = " (missed)"
 
