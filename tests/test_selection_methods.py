@@ -16,6 +16,7 @@ import torch
 from classification_pool import Member, PointsTaskPool, members, points
 from fusion_bench.utils.instantiate_utils import instantiate
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
 from worlds import run_world
@@ -31,6 +32,7 @@ from fusion_ensemble_plugin.selection.batches import Budget, KeptBatches, batche
 from fusion_ensemble_plugin.selection.data import every_nth
 from fusion_ensemble_plugin.selection.method import SelectingEnsembleAlgorithm
 from fusion_ensemble_plugin.selection.record import Selection
+from fusion_ensemble_plugin.selection.taskpool import make_taskpool, same_data
 
 METHODS = [GreedyEnsembleAlgorithm, LearnedWeightsAlgorithm, CalibratedEnsembleAlgorithm]
 CONFIG = {
@@ -290,6 +292,33 @@ def test_halves_of_one_data_set_are_different_data() -> None:
         method._program = program(reported)
         with pytest.raises(ValueError, match="reported afterwards"):
             method.run(Unloadable())
+
+
+@pytest.mark.parametrize(
+    ("chosen_by", "reported", "same"),
+    [
+        (["cola", "rte"], ["rte"], ["rte"]),
+        ("cola", ["cola"], ["cola"]),
+        ([{"name": "cola", "dataset": {"split": "test"}}], [{"name": "cola", "dataset": {"split": "validation"}}], []),
+        ([{"name": "cola", "dataset": {"split": "test"}}], [{"name": "sst2", "dataset": {"split": "test"}}], ["cola"]),
+    ],
+)
+def test_tasks_in_a_list_are_compared_too(chosen_by: Any, reported: Any, same: list[str]) -> None:
+    assert same_data({"type": "a", "tasks": chosen_by}, program({"_target_": "b", "tasks": reported})) == same
+
+
+def test_task_pools_that_say_nothing_of_their_data_are_the_same_if_their_other_options_are() -> None:
+    spec = {"_target_": "a.TaskPool", "data_dir": "x", "batch_size": 1}
+    assert same_data(spec, program({**spec, "batch_size": 2})) == ["all"]
+    assert same_data(spec, program({**spec, "data_dir": "y"})) == []
+    assert same_data(spec, program(None)) == same_data(spec, None) == []
+
+
+def test_a_task_pool_of_the_hosts_older_kind_is_made_by_its_type() -> None:
+    method = GreedyEnsembleAlgorithm(selection_taskpool={"type": "no such", "tasks": ["a"]})
+    with pytest.raises(ValueError, match="Unknown task pool: no such"):
+        method.run(members(2))
+    assert make_taskpool(OmegaConf.create({"type": "FlanT5GLUETextGenerationTaskPool", "tasks": []}), None) is not None
 
 
 def test_a_folder_that_cannot_be_written_to_costs_a_warning_only(

@@ -73,9 +73,14 @@ def test_what_the_report_does_not_have_is_told_with_what_it_has(objective: Objec
         objective.value(REPORT)
 
 
-def test_a_report_without_tasks_is_refused() -> None:
-    with pytest.raises(ValueError, match="has no tasks"):
-        Objective("loss").value({"model_info": {}})
+def test_a_report_of_one_task_is_read_as_it_is() -> None:
+    assert Objective("val/mIoU").by_task({"val/mIoU": 0.5, "model_info": {"all_params": 7}}) == {"report": 0.5}
+
+
+@pytest.mark.parametrize("report", [None, [], 0.5])
+def test_what_is_no_report_is_refused(report: Any) -> None:
+    with pytest.raises(ValueError, match=r"returned .*, not a report"):
+        Objective("loss").value(report)
 
 
 def test_all_that_is_wrong_with_an_objective_is_told_at_once() -> None:

@@ -37,7 +37,7 @@ def every_nth(dataset: Any, n: int = 2, first: int = 0) -> Any:
 
 
 def have_samples_in_common(config: Any, other: Any) -> bool:
-    """Say whether two data sets, as configs or as objects, are the same or parts that overlap.
+    """Say whether two data sets, as configs, names or objects, are the same or parts that overlap.
 
     Examples:
         >>> even = {"_target_": TARGET, "dataset": {"_target_": "load"}, "n": 2, "first": 0}
@@ -45,7 +45,7 @@ def have_samples_in_common(config: Any, other: Any) -> bool:
         (True, False)
     """
     if not (isinstance(config, Mapping) and isinstance(other, Mapping)):
-        return config is other
+        return config is other or (isinstance(config, str) and config == other)
     (whole, n, first), (other_whole, other_n, other_first) = _part(config), _part(other)
     return bool(whole == other_whole) and not (n == other_n and first != other_first)
 

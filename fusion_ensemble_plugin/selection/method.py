@@ -60,8 +60,8 @@ class SelectingEnsembleAlgorithm(ClassScoreEnsembleAlgorithm):
         tasks: Names of the tasks that count; None for all that have the metric.
         direction: "max", "min", or "auto": less is better if the metric's name says so (loss, error, perplexity, ...).
         allow_same_data: Choose even on the data that are reported afterwards, and say so in the selection's report.
-        keep_bytes: Memory for the task pool's batches and the members' outputs, such as "2GiB", so that data are read
-            and members run once; 0 for none.
+        keep_bytes: Memory, such as "4GiB", half of it for the task pool's batches, which are then read once, half for
+            the members' outputs, so that members run once; 0 for none.
         **kwargs: The options of `SimpleEnsembleAlgorithm`, and ``clip_model``.
 
     Attributes:
@@ -85,7 +85,7 @@ class SelectingEnsembleAlgorithm(ClassScoreEnsembleAlgorithm):
         tasks: Sequence[str] | None = None,
         direction: str = "auto",
         allow_same_data: bool = False,
-        keep_bytes: int | str = "2GiB",
+        keep_bytes: int | str = "4GiB",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -104,10 +104,10 @@ class SelectingEnsembleAlgorithm(ClassScoreEnsembleAlgorithm):
         objective = self._objective()
         taskpool = make_taskpool(self.selection_taskpool, self._program)
         at_most = self._at_most(len(ensemble.names))
-        budget = Budget(parse_bytes(self.keep_bytes))
+        half = parse_bytes(self.keep_bytes) // 2
         with (
-            batches_kept(taskpool, budget),
-            outputs_kept(ensemble, budget),
+            batches_kept(taskpool, Budget(half)),
+            outputs_kept(ensemble, Budget(half)),
             evaluations(ensemble, taskpool, objective, at_most) as evaluation,
         ):
             choice = self._choose(evaluation.score, ensemble.names)

@@ -74,8 +74,7 @@ class Objective:
 
     def by_task(self, report: Mapping[str, Any]) -> dict[str, float]:
         """Return the metric of each task that counts; raises as `value` does."""
-        tasks = [task for task, entry in report.items() if task not in NO_TASKS and isinstance(entry, Mapping)]
-        metrics = {task: _numbers(report[task]) for task in tasks}
+        metrics = _metrics(report)
         wanted = list(metrics if self.tasks is None else self.tasks)
         unknown = [task for task in wanted if task not in metrics]
         without = [task for task in wanted if task in metrics and self.metric not in metrics[task]]
@@ -84,8 +83,6 @@ class Objective:
         if without and (self.tasks is not None or len(without) == len(wanted)):
             there = dict.fromkeys(name for numbers in metrics.values() for name in numbers)
             raise ValueError(f"no metric {self.metric!r} of {_listed(without)}; the report has {_listed(there)}")
-        if not wanted:
-            raise ValueError("the task pool's report has no tasks")
         if without:
             _tell_left_out(self.metric, tuple(without))
         return {task: metrics[task][self.metric] for task in wanted if task not in without}
@@ -95,6 +92,16 @@ class Objective:
 def _tell_left_out(metric: str, tasks: tuple[str, ...]) -> None:
     """Say once which tasks don't count."""
     log.warning("left out, as their reports have no %r: %s", metric, ", ".join(tasks))
+
+
+def _metrics(report: Any) -> dict[str, dict[str, float]]:
+    """Return each task's metrics; a report that is one task's has the task ``report``."""
+    if not isinstance(report, Mapping):
+        raise ValueError(
+            f"the task pool's evaluate returned {report!r}, not a report, so there is nothing to choose by"
+        )
+    tasks = {task: entry for task, entry in report.items() if task not in NO_TASKS and isinstance(entry, Mapping)}
+    return {task: _numbers(entry) for task, entry in (tasks or {"report": report}).items()}
 
 
 def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:

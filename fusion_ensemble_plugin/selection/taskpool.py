@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from copy import copy
 from typing import Any
 
+from fusion_bench.compat.taskpool import load_taskpool_from_config
 from fusion_bench.utils.instantiate_utils import instantiate
+from omegaconf import OmegaConf
 
 from fusion_ensemble_plugin.algorithms import plain
 from fusion_ensemble_plugin.selection.data import have_samples_in_common
 
-DATA = "test_datasets"
-"""The option in which FusionBench's task pools have their tasks' data."""
+DATA = ("test_datasets", "tasks")
+"""The options in which FusionBench's task pools have their tasks' data: by name, or a list of names or configs."""
 
 NOT_THE_DATA = (
     "dataloader_kwargs",
@@ -35,7 +37,10 @@ def make_taskpool(spec: Any, program: Any) -> Any:
     """
     if not isinstance(plain(spec), Mapping):
         return spec
-    pool = instantiate(spec, _recursive_=plain(spec).get("_recursive_", False))
+    if "_target_" in spec:
+        pool = instantiate(spec, _recursive_=plain(spec).get("_recursive_", False))
+    else:  # written for the host's versions before 0.2, as some of its own still are
+        pool = load_taskpool_from_config(OmegaConf.create(plain(spec)))
     if hasattr(pool, "_program"):
         pool._program = program
     if program is not None and hasattr(pool, "_fabric_instance"):
@@ -51,7 +56,7 @@ def check_taskpool(spec: Any, tasks: Any) -> None:
         ValueError: If it is none, or does not have the tasks.
     """
     if isinstance(plain(spec), Mapping):
-        if "_target_" not in plain(spec):
+        if not {"_target_", "type"} & set(plain(spec)):
             raise ValueError("selection_taskpool has no _target_: the config of a task pool is needed")
     elif not hasattr(spec, "evaluate"):
         raise ValueError(
@@ -85,11 +90,18 @@ def same_data(spec: Any, program: Any) -> list[str]:
 
 def task_data(spec: Any) -> dict[str, Any]:
     """Return a task pool's data by task, as configs or as data sets; nothing if it keeps them in another way."""
-    if isinstance(plain(spec), Mapping):
-        found = plain(spec).get(DATA)
-    else:
-        found = plain(getattr(spec, f"_{DATA}", None) or getattr(spec, DATA, None))
-    return dict(found) if isinstance(found, Mapping) else {}
+    options = plain(spec)
+    if not isinstance(options, Mapping):
+        options = {name: plain(getattr(spec, f"_{name}", None) or getattr(spec, name, None)) for name in DATA}
+    found: Any = next((options[name] for name in DATA if options.get(name)), {})
+    if isinstance(found, Mapping):
+        return dict(found)
+    return dict(map(_listed, [found] if isinstance(found, str) else found))
+
+
+def _listed(task: Any) -> tuple[str, Any]:
+    """Return the name and the data of a task in a list."""
+    return (str(task["name"]), task.get("dataset", task)) if isinstance(task, Mapping) else (str(task), task)
 
 
 def _reported(program: Any) -> Any:
