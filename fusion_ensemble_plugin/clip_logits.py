@@ -62,8 +62,9 @@ class ClipLogitEnsemble(ParallelEnsemble):
         self, models: Any, device_map: DeviceMap | Placement = None, *, head: ClipHead, **options: Any
     ) -> None:
         reducer = options.get("reducer")
-        check_logit_reducer(make_reducer(type(self).default_reducer if reducer is None else reducer), head.has_text)
+        check_logit_reducer(make_reducer(type(self).default_reducer if reducer is None else reducer))
         super().__init__(models, device_map, **options)
+        check_text(self.reducer, head)
         self.register_buffer("projection", head.projection.clone(), persistent=False)
         self.head = head
         self._pending: Tensor | None = None
@@ -113,7 +114,8 @@ class ClipLogitEnsemble(ParallelEnsemble):
             ValueError: As there, or if the reducer makes no logits of logits.
         """
         if reducer is not None:
-            check_logit_reducer(make_reducer(reducer), self.head.has_text)
+            check_logit_reducer(make_reducer(reducer))
+            check_text(make_reducer(reducer), self.head)
         super().recombine(weights=weights, reducer=reducer)
 
     @property
@@ -172,20 +174,24 @@ def is_linear(reducer: Reducer) -> bool:
     return type(reducer) in (MeanReducer, SumReducer)
 
 
-def check_logit_reducer(reducer: Reducer, text: bool = True) -> None:
+def check_logit_reducer(reducer: Reducer) -> None:
     """Try a reducer on two classes.
 
-    Args:
-        reducer: What is to combine logits.
-        text: Whether there are text embeddings, without which there are no logits that any but a linear one combines.
-
     Raises:
-        ValueError: If it makes no logits of logits, or needs those that are not there.
+        ValueError: If it makes no logits of logits.
     """
     tried = reduce_tensors(reducer, [torch.zeros(1, 2)])
     if not (isinstance(tried, Tensor) and tried.shape == (1, 2)):
         raise ValueError(f"the reducer {type(reducer).__name__} does not turn logits into logits")
-    if not (text or is_linear(reducer)):
+
+
+def check_text(reducer: Reducer, head: ClipHead) -> None:
+    """Check that there will be the logits that a reducer combines.
+
+    Raises:
+        ValueError: If not.
+    """
+    if not (head.has_text or is_linear(reducer)):
         raise ValueError(
             f"{type(reducer).__name__} combines the members' logits, for which the head needs a processor: "
             "ClipHead(clip_model, processor); mean and sum need none"

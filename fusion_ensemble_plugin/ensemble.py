@@ -107,9 +107,7 @@ class ParallelEnsemble(nn.Module):
     @property
     def reducer(self) -> Reducer:
         """What combines the members' outputs: what was asked for, or a subclass's own `_aggregate_tensors`."""
-        if type(self)._aggregate_tensors is ParallelEnsemble._aggregate_tensors:
-            return self._reducer
-        return ListReducer(self._aggregate_tensors)
+        return ListReducer(self._aggregate_tensors) if overrides_aggregation(type(self)) else self._reducer
 
     @property
     def placement(self) -> Placement | None:
@@ -270,6 +268,11 @@ class ParallelEnsemble(nn.Module):
     def extra_repr(self) -> str:
         """Name members, devices and reducer in ``repr``."""
         return f"names={self.names}, placement={self.placement}, reducer={type(self.reducer).__name__}"
+
+
+def overrides_aggregation(variant: type[ParallelEnsemble]) -> bool:
+    """Say whether a subclass combines outputs by an `_aggregate_tensors` of its own, and not by a reducer."""
+    return variant._aggregate_tensors is not ParallelEnsemble._aggregate_tensors
 
 
 def check_names(names: Sequence[str] | None, count: int) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from fusion_bench.mixins.serialization import auto_register_config
 from fusion_ensemble_plugin.algorithms import SimpleEnsembleAlgorithm, plain, problem_of
 from fusion_ensemble_plugin.clip_head import check_clip_pool, clip_head
 from fusion_ensemble_plugin.clip_logits import ClipLogitEnsemble, check_logit_reducer, is_linear
-from fusion_ensemble_plugin.ensemble import ParallelEnsemble
+from fusion_ensemble_plugin.ensemble import ParallelEnsemble, overrides_aggregation
 from fusion_ensemble_plugin.plugins import make_reducer
 
 
@@ -113,13 +113,14 @@ class ClipLogitEnsembleAlgorithm(SimpleEnsembleAlgorithm):
         **kwargs: The options of `SimpleEnsembleAlgorithm`.
     """
 
+    ensemble_class: type[ParallelEnsemble] = ClipLogitEnsemble
     clip_model: Any
 
     def __init__(self, clip_model: str | Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
 
     def _check_pool(self, modelpool: Any) -> None:
-        text = not is_linear(make_reducer(self._reducer()))
+        text = self._needs_text()
         checks = [
             lambda: check_logit_reducer(make_reducer(self._reducer())),
             lambda: check_clip_pool(modelpool, plain(self.clip_model), text),
@@ -128,26 +129,41 @@ class ClipLogitEnsembleAlgorithm(SimpleEnsembleAlgorithm):
             raise ValueError("\n".join(problems))
 
     def _build(self, modelpool: Any, models: Any, placement: Any, **options: Any) -> ParallelEnsemble:
-        text = not is_linear(make_reducer(self._reducer()))
-        head = clip_head(modelpool, plain(self.clip_model), text)
-        return ClipLogitEnsemble(models, placement, head=head, **options)
+        head = clip_head(modelpool, plain(self.clip_model), self._needs_text())
+        towers = self.ensemble_class if issubclass(self.ensemble_class, ClipLogitEnsemble) else ClipLogitEnsemble
+        return towers(models, placement, head=head, **options)
+
+    def _needs_text(self) -> bool:
+        """Say whether logits are combined, and not embeddings."""
+        return overrides_aggregation(self.ensemble_class) or not is_linear(make_reducer(self._reducer()))
 
 
 class ClassScoreEnsembleAlgorithm(ClipLogitEnsembleAlgorithm):
     """A variant whose reducer combines class scores: members' logits, also in a CLIP task pool.
 
-    Members of a CLIP pool are vision towers, whose outputs are features; so there it builds a `ClipLogitEnsemble`. Of
-    any other pool it builds the `ensemble_class`.
+    Members of a CLIP pool are vision towers, whose outputs are features; so there, and wherever a ``clip_model`` is
+    named, it builds a `ClipLogitEnsemble`. Of any other pool it builds the `ensemble_class`.
     """
 
+    ensemble_class = ParallelEnsemble
+
     def _check_pool(self, modelpool: Any) -> None:
-        if _is_clip(modelpool):
-            super()._check_pool(modelpool)
+        if not self._of_towers(modelpool):
+            return
+        if overrides_aggregation(self.ensemble_class) and not issubclass(self.ensemble_class, ClipLogitEnsemble):
+            raise ValueError(
+                f"{self.ensemble_class.__name__} has an _aggregate_tensors of its own, which would get a CLIP tower's "
+                "features; derive it from ClipLogitEnsemble, which gives it logits"
+            )
+        super()._check_pool(modelpool)
 
     def _build(self, modelpool: Any, models: Any, placement: Any, **options: Any) -> ParallelEnsemble:
-        if _is_clip(modelpool):
+        if self._of_towers(modelpool):
             return super()._build(modelpool, models, placement, **options)
         return self.ensemble_class(models, placement, **options)
+
+    def _of_towers(self, modelpool: Any) -> bool:
+        return self.clip_model is not None or hasattr(modelpool, "load_clip_model")
 
 
 class ProbabilityEnsembleAlgorithm(ClassScoreEnsembleAlgorithm):
@@ -166,7 +182,3 @@ class MajorityVoteAlgorithm(ClassScoreEnsembleAlgorithm):
     """The members' votes for a class each, as log-frequencies."""
 
     ensemble_class = MajorityVote
-
-
-def _is_clip(modelpool: Any) -> bool:
-    return hasattr(modelpool, "load_clip_model")

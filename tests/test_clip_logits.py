@@ -29,6 +29,7 @@ from fusion_ensemble_plugin import (
     ClipLogitEnsembleAlgorithm,
     LogOpinionPoolAlgorithm,
     MajorityVoteAlgorithm,
+    ProbabilityEnsemble,
     ProbabilityEnsembleAlgorithm,
     SimpleEnsembleAlgorithm,
 )
@@ -205,6 +206,31 @@ def test_methods_of_class_scores_combine_the_members_logits_in_a_clip_pool(
     for task in TASKS:
         expected = combined(benchmark, task, method.ensemble_class.default_reducer, weights)
         assert_same_logits(logits(ensemble, benchmark, task), expected)
+
+
+def test_a_variant_with_a_method_of_its_own_gets_the_members_logits(benchmark: Benchmark) -> None:
+    class Highest(ClipLogitEnsemble):
+        def _aggregate_tensors(self, outputs: list[Tensor]) -> Tensor:
+            return torch.stack(outputs).amax(0)
+
+    class HighestAlgorithm(ClipLogitEnsembleAlgorithm):
+        ensemble_class = Highest
+
+    ensemble = HighestAlgorithm(device_map=LANES).run(benchmark.modelpool)
+    assert_same_logits(logits(ensemble, benchmark, "faces"), combined(benchmark, "faces", "max", [1.0] * 4))
+    ensemble.close()
+
+
+def test_a_variant_of_class_scores_with_a_method_of_its_own_is_told_what_it_would_get(benchmark: Benchmark) -> None:
+    class Highest(ProbabilityEnsemble):
+        def _aggregate_tensors(self, outputs: list[Tensor]) -> Tensor:
+            return torch.stack(outputs).amax(0)
+
+    class HighestAlgorithm(ProbabilityEnsembleAlgorithm):
+        ensemble_class = Highest
+
+    with pytest.raises(ValueError, match=r"Highest has an _aggregate_tensors of its own.* derive it from ClipLogitEns"):
+        HighestAlgorithm().run(benchmark.modelpool)
 
 
 def test_a_class_score_reducer_on_pooled_features_is_refused(benchmark: Benchmark) -> None:

@@ -207,6 +207,7 @@ def test_a_temperature_is_an_option_on_the_command_line(composed: Callable[..., 
             ["VarianceReducer does not turn logits into logits", "no CLIP model '_pretrained_'", "no processor"],
         ),
         ("clip_logit_ensemble", [], ["no CLIP model '_pretrained_'", "method.clip_model="]),
+        ("majority_vote", ["clip_model=some/clip"], ["no processor, which a reducer other than mean and sum needs"]),
     ],
 )
 def test_a_wrong_option_is_told_before_any_model_is_loaded(
