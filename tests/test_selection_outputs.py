@@ -12,6 +12,8 @@ from classification_pool import Member
 from torch import Tensor, nn
 
 from fusion_ensemble_plugin import ParallelEnsemble
+from fusion_ensemble_plugin.members import Members
+from fusion_ensemble_plugin.placement import Placement
 from fusion_ensemble_plugin.runner import forward
 from fusion_ensemble_plugin.selection.batches import Budget
 from fusion_ensemble_plugin.selection.outputs import _content, outputs_kept
@@ -41,6 +43,48 @@ def test_the_same_input_is_not_run_again_however_it_is_combined(keeping: Paralle
         )
         assert torch.equal(keeping(x), built(x))
     assert runs(keeping) == 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"device_map": ["cpu:0", "cpu:1", "cpu:0"], "reducer": "median"},
+        {"executor": "stacked", "weights": [1, 2, 3]},
+        {"device_map": Placement(("cpu:0",) * 3, offloaded=(0, 2)), "offload": "disk"},
+        {"autocast": torch.bfloat16},
+    ],
+)
+def test_kept_outputs_are_reduced_to_the_same_bits_wherever_members_are(options: dict[str, Any]) -> None:
+    x = torch.randn(5, 2)
+    ensemble = ParallelEnsemble([Member(seed) for seed in range(3)], **options)
+    with torch.no_grad():
+        expected = ensemble(x)
+        with outputs_kept(ensemble, Budget(2**20)):
+            first, second = ensemble(x), ensemble(x)
+    assert torch.equal(first, second)
+    if options.get("executor") == "stacked":  # kept outputs are those of members that run one by one
+        torch.testing.assert_close(first, expected)
+    else:
+        assert torch.equal(first, expected)
+    ensemble.close()
+
+
+def test_weights_of_offloaded_members_are_fetched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    placement = Placement(("cpu:0",) * 3, offloaded=(0, 2))
+    ensemble, x = ParallelEnsemble([Member(seed) for seed in range(3)], placement, offload="disk"), torch.ones(1, 2)
+    fetched: list[int] = []
+    plain = Members.at_work
+
+    def at_work(self: Members, index: int, following: int | None) -> Any:
+        fetched.append(index)
+        return plain(self, index, following)
+
+    monkeypatch.setattr(Members, "at_work", at_work)
+    with outputs_kept(ensemble, Budget(2**20)), torch.no_grad():
+        for _ in range(3):
+            ensemble(x)
+    assert fetched == [0, 1, 2]
+    ensemble.close()
 
 
 def test_an_input_that_was_changed_in_place_is_run_and_an_equal_one_is_not(keeping: ParallelEnsemble) -> None:

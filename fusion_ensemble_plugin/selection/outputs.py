@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fusion_ensemble_plugin.ensemble import ParallelEnsemble
 from fusion_ensemble_plugin.fields import kept_fields
+from fusion_ensemble_plugin.groups import Group, group_members
 from fusion_ensemble_plugin.guard import Inputs
 from fusion_ensemble_plugin.outputs import Fold
 from fusion_ensemble_plugin.runner import MemberCall, forward
@@ -31,26 +32,19 @@ class Answers:
         self._budget = budget
         self._kept: dict[Hashable, dict[int, Any]] = {}
 
-    def once(self, call: MemberCall, inputs: Inputs, output_keys: Any) -> MemberCall:
-        """Return a call that runs a member only if it has not answered this input yet.
+    def to(self, call: MemberCall, inputs: Inputs) -> dict[int, Any] | None:
+        """Return what members have answered to an input, by index, to be added to.
 
-        Calls that are no plain forward, and inputs that need a gradient or are no plain data, stay as they are.
+        None stands for calls that are no plain forward, and inputs that need a gradient or are no plain data.
         """
         key = _content(call, inputs)
-        if key is None:
-            return call
-        answers = self._kept.setdefault(key, {})
+        return None if key is None else self._kept.setdefault(key, {})
 
-        def answer(index: int, member: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if index in answers:
-                return _copy(answers[index])  # who gets it may write into it
-            output = kept_fields(call(index, member, args, kwargs), output_keys)
-            size = _bytes(output)
-            if size is not None and self._budget.take(size):
-                answers[index] = _copy(output)
-            return output
-
-        return answer
+    def keep(self, answers: dict[int, Any], index: int, output: Any) -> None:
+        """Add a member's answer, if it can be kept."""
+        size = _bytes(output)
+        if size is not None and self._budget.take(size):
+            answers[index] = _copy(output)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Answers:
         """Serve the copies of an ensemble too, which some task pools make."""
@@ -64,7 +58,33 @@ class KeepsOutputs(ParallelEnsemble):
 
     def run_members(self, call: MemberCall, inputs: Inputs, new_fold: Callable[[], Fold] | None = None) -> Any:
         """Run a call on every member that has not answered this input yet, and reduce what all return."""
-        return super().run_members(self._answers.once(call, inputs, self.output_keys), inputs, new_fold)
+        answers = self._answers.to(call, inputs)
+        if answers is None:
+            return super().run_members(call, inputs, new_fold)
+        groups = group_members(self.model_list, self.member_weights)
+        if all(index in answers for group in groups for index in group.members):
+            return self._reduced(answers, inputs, groups, new_fold or partial(Fold, self.reducer, self.output_keys))
+
+        def once(index: int, member: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if index in answers:
+                return _copy(answers[index])
+            output = kept_fields(call(index, member, args, kwargs), self.output_keys)
+            self._answers.keep(answers, index, output)
+            return output
+
+        return super().run_members(once, inputs, new_fold)
+
+    def _reduced(
+        self, answers: Mapping[int, Any], inputs: Inputs, groups: Sequence[Group], new_fold: Callable[[], Fold]
+    ) -> Any:
+        """Reduce what is kept as workers do, but without them: no member's weights are fetched for it."""
+        folds = []
+        for group in groups:
+            fold = new_fold()
+            for index in group.members:  # copies, as who gets an output may write into it
+                fold.add(index, self.names[index], _copy(answers[index]), self.member_weights[index])
+            folds.append(fold)
+        return self._reduce(folds, new_fold(), self._target(inputs, groups))
 
 
 @contextmanager
