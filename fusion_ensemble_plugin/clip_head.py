@@ -9,6 +9,13 @@ import torch
 from fusion_bench.models.hf_clip import HFCLIPClassifier
 from fusion_bench.tasks.clip_classification import get_classnames_and_templates
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+LOGIT_TOLERANCE = 1e-3
+"""Error of the logits handed to the task pool, relative to the largest, above which they are refused."""
+
+LOWEST = -1e4
+"""What stands for a logit of -inf, which no embedding has."""
 
 PRETRAINED = "_pretrained_"
 """The name under which a FusionBench pool keeps the model that its members were fine-tuned from."""
@@ -54,6 +61,47 @@ class ClipHead:
             embeds: Any = classifier.zeroshot_weights
             self._text_embeds[task] = embeds
         return self._text_embeds[task].to(device)
+
+    def logits(self, embeds: Tensor, task: str) -> Tensor:
+        """Return s T e / |e|.
+
+        Args:
+            embeds: Image embeddings e, (..., embedding).
+            task: Its name.
+
+        Returns:
+            (..., classes), in float64 where the device has it.
+        """
+        text = self._text(task, embeds.device)
+        return self.logit_scale * F.normalize(embeds.to(text.dtype), dim=-1) @ text.T
+
+    def embedding(self, logits: Tensor, task: str, dtype: torch.dtype) -> Tensor:
+        """Return the shortest embedding that has some logits, T⁺ logits / s.
+
+        Args:
+            logits: (batch, classes).
+            task: Its name.
+            dtype: Of the embedding.
+
+        Returns:
+            (batch, embedding).
+
+        Raises:
+            ValueError: If there is none: there may be one as long as there are no more classes than dimensions.
+        """
+        text, wanted = self._text(task, logits.device), logits.clamp_min(LOWEST)
+        embedding: Tensor = (wanted @ torch.linalg.pinv(text).T / self.logit_scale).to(dtype)
+        missed = (self.logit_scale * embedding.to(text.dtype) @ text.T - wanted).abs().max().item()
+        if missed > LOGIT_TOLERANCE * max(1.0, wanted.abs().max().item()):
+            raise ValueError(
+                f"task {task!r}: no embedding of {text.shape[1]} dimensions has the combined logits of its "
+                f"{text.shape[0]} classes (missed by {missed:.2g}); the reducers mean and sum always work"
+            )
+        return embedding
+
+    def _text(self, task: str, device: torch.device) -> Tensor:
+        exact = torch.float32 if device.type == "mps" else torch.float64  # which has no float64
+        return self.text_embeds(task, device).to(exact)
 
 
 class _TextSide(nn.Module):

@@ -36,9 +36,6 @@ from fusion_ensemble_plugin.weights import Weights
 PROJECTION_TOLERANCE = 0.05
 """Distance between two unit vectors above which they don't come from one projection (half precision: 0.01)."""
 
-LOGIT_TOLERANCE = 1e-3
-"""Error of the logits handed to the task pool, relative to the largest, above which they are refused."""
-
 
 class ClipLogitEnsemble(ParallelEnsemble):
     """CLIP vision towers that answer with their combined logits in a ``CLIPVisionModelTaskPool``.
@@ -153,20 +150,10 @@ class ClipLogitEnsemble(ParallelEnsemble):
             embeds: The members' P v / |P v|, (members, batch, embedding).
             task: Its name.
         """
-        exact = torch.float32 if embeds.device.type == "mps" else torch.float64  # which has no float64
-        text = self.head.text_embeds(task, embeds.device).to(exact)
-        logits = self.head.logit_scale * F.normalize(embeds.to(exact), dim=-1) @ text.T
+        logits = self.head.logits(embeds, task)
         weights = [weight for weight in self.member_weights if weight != 0]
-        wanted: Tensor = reduce_tensors(self.reducer, list(logits), weights)
-        wanted = wanted.clamp_min(-1e4)  # no embedding has a logit of -inf
-        embedding: Tensor = wanted @ torch.linalg.pinv(text).T / self.head.logit_scale
-        missed = (self.head.logit_scale * embedding.to(embeds.dtype).to(exact) @ text.T - wanted).abs().max().item()
-        if missed > LOGIT_TOLERANCE * max(1.0, wanted.abs().max().item()):
-            raise ValueError(
-                f"task {task!r}: no embedding of {text.shape[1]} dimensions has the combined logits of its "
-                f"{text.shape[0]} classes (missed by {missed:.2g}); the reducers mean and sum always work"
-            )
-        return embedding
+        combined: Tensor = reduce_tensors(self.reducer, list(logits), weights)
+        return self.head.embedding(combined, task, embeds.dtype)
 
 
 def is_linear(reducer: Reducer) -> bool:
