@@ -73,3 +73,12 @@ def run_fusion_bench(
     if check and done.returncode != 0:
         pytest.fail(f"fusion_bench {' '.join(arguments)} exited {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the matrix of model families that passed."""
+    passed = terminalreporter.stats.get("passed", [])
+    rows = [str(value) for report in passed for name, value in report.user_properties if name == "conformance"]
+    if rows:
+        terminalreporter.write_sep("-", "model families: methods / device_map=null and two lanes")
+        terminalreporter.write_line("\n".join(rows))

@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
 from datasets import load_from_disk
 from fusion_bench.tasks.clip_classification import get_classnames_and_templates
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import CLIPModel, CLIPProcessor
 
 from fusion_ensemble_plugin.demo.models import new_clip, new_processor
 
 from .family import Family, Figures, combine, scored, with_average
-from .pictures import disturbed, save_mnist
+from .pictures import save_mnist, training_digits
+from .texts import fit
 
 MEMBERS = ("mnist", "svhn", "gtsrb")
 FOLDER = "models/clip"
 
 
 def make(folder: Path) -> None:
-    """Save a CLIP model, and towers that differ from its own."""
+    """Save a CLIP model, and towers trained a little further, each on its own digits."""
     torch.manual_seed(0)
-    clip = new_clip()
+    clip, processor = new_clip(), new_processor()
     clip.save_pretrained(folder / FOLDER / "_pretrained_")
-    new_processor().save_pretrained(folder / FOLDER / "_pretrained_")
+    processor.save_pretrained(folder / FOLDER / "_pretrained_")
+    with torch.no_grad():
+        prompts = _prompts(clip, processor)
     for seed, name in enumerate(MEMBERS):
-        disturbed(clip, seed).save_pretrained(folder / FOLDER / name)
+        images, labels = training_digits(seed, processor.image_processor)
+        tuned = copy.deepcopy(clip)
+        fit(
+            tuned.vision_model,
+            lambda: F.cross_entropy(_logits(tuned, tuned.vision_model(images).pooler_output, prompts), labels),  # noqa: B023
+            steps=6 + seed,
+            rate=1e-3,
+        )
+        tuned.save_pretrained(folder / FOLDER / name)
     save_mnist(folder)
 
 

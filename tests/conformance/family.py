@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from shutil import copyfile
+from shutil import copyfile, rmtree
 from typing import Any
 from unittest.mock import patch
 
@@ -44,7 +44,11 @@ class Family:
         make: Saves three tiny models and a small data set in a folder.
         expected: The figures that a method has to get, from an explicit loop over the members in float64.
         refused: Methods that make no sense for it, with words of the error that says so.
-        notes: Method to what the reader of the matrix has to know.
+        meaningless: Methods that make no sense for it, but can't know that; with the reason.
+        report: Where its report is written.
+        figures: What of the report is compared.
+        needs: A package that is not always there.
+        alike: How many methods have another one's figures.
     """
 
     slug: str
@@ -54,12 +58,21 @@ class Family:
     make: Callable[[Path], None]
     expected: Callable[[Path, str], Figures]
     refused: Mapping[str, str] = field(default_factory=dict)
-    notes: Mapping[str, str] = field(default_factory=dict)
+    meaningless: Mapping[str, str] = field(default_factory=dict)
+    report: str = "reports/report.json"
+    figures: Callable[[Any], Figures] = lambda report: flat(report)
+    needs: str | None = None
+    alike: int = 0
 
     @property
     def pools(self) -> list[str]:
         """The part of the command line that names its pools."""
         return [f"modelpool={self.slug}", f"taskpool={self.slug}"]
+
+    @property
+    def evaluated(self) -> list[str]:
+        """The methods that make sense for it."""
+        return [method for method in METHODS if method not in self.refused and method not in self.meaningless]
 
     def prepare(self, folder: Path) -> None:
         """Save models, data and YAMLs where a user would have them."""
@@ -77,8 +90,13 @@ def command(family: Family, method: str, device_map: str) -> list[str]:
     return [*METHODS[method], *family.pools, *places]
 
 
-def run_in_process(arguments: Sequence[str], folder: Path) -> dict[str, Any]:
+def run_in_process(arguments: Sequence[str], folder: Path, report: str = Family.report) -> dict[str, Any]:
     """Run the host's command line in this process, which saves the seconds that a new one takes to import.
+
+    Args:
+        arguments: What follows the program's name.
+        folder: Where it runs.
+        report: The file in the folder that it writes, or a pattern of it.
 
     Returns:
         The report that it has written.
@@ -87,16 +105,16 @@ def run_in_process(arguments: Sequence[str], folder: Path) -> dict[str, Any]:
     from fusion_bench.scripts.cli import main
     from fusion_bench.utils.hydra_utils import get_default_config_path
 
-    report = folder / "reports" / "report.json"
-    report.unlink(missing_ok=True)
-    line = ["fusion_bench", *arguments, *QUIET, f"report_save_path={report}"]
+    rmtree(folder / "reports", ignore_errors=True)
+    line = ["fusion_bench", *arguments, *QUIET, f"report_save_path={Family.report}"]
     # the host's image classification pools import `typing.override`, which Python has from 3.12 on
     override = patch.object(typing, "override", typing_extensions.override, create=True)
     environment = patch.dict(os.environ, HYDRA_FULL_ERROR="1")
     with _working_in(folder), patch.object(sys, "argv", line), environment, override:
         # as `fusion_bench.scripts.cli` does at its import, for the folder that is current then
         hydra.main(config_path=get_default_config_path(), config_name="fabric_model_fusion", version_base=None)(main)()
-    return json.loads(report.read_text())
+    (written,) = folder.glob(report)
+    return json.loads(written.read_text())
 
 
 def flat(report: Any, prefix: str = "") -> Figures:

@@ -8,27 +8,15 @@ from pathlib import Path
 import torch
 from datasets import Dataset, DatasetDict, load_from_disk
 from language_models import slow_greedy
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from .family import WEIGHTS, Family, Figures, flat
-from .texts import TASKS, fit, task, tensors
+from .texts import TASKS, fit, task, tensors, word_tokenizer
 
 MEMBERS = ("cola", "mrpc", "sst2")
 FOLDER = "models/flan_t5"
 ANSWERS = {"cola": ("unacceptable", "acceptable"), "sst2": ("negative", "positive")}
-PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
-
-
-def words() -> PreTrainedTokenizerFast:
-    """Return a tokenizer of whole words, with T5's special tokens in T5's places."""
-    known = sorted({word for name in TASKS for text in task(name)[0] for word in text.split()})
-    answers = sorted(answer for pair in ANSWERS.values() for answer in pair)
-    vocabulary = {word: i for i, word in enumerate([PAD, END, UNKNOWN, *TASKS, *answers, *known])}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token=PAD, eos_token=END, unk_token=UNKNOWN)
 
 
 def encoded(name: str, tokenizer: PreTrainedTokenizerFast) -> Dataset:
@@ -42,7 +30,7 @@ def encoded(name: str, tokenizer: PreTrainedTokenizerFast) -> Dataset:
 
 def make(folder: Path) -> None:
     """Train one model a task, and one on both; save the data where the host looks for its preprocessed GLUE."""
-    tokenizer = words()
+    tokenizer = word_tokenizer(*TASKS, *ANSWERS["cola"], *ANSWERS["sst2"])
     data = {name: encoded(name, tokenizer) for name in TASKS}
     for seed, name in enumerate(MEMBERS):
         torch.manual_seed(seed)
@@ -86,4 +74,5 @@ FAMILY = Family(
     taskpool="FlanT5GLUETextGenerationTaskPool",
     make=make,
     expected=expected,
+    alike=1,  # plain means decode by probabilities too
 )

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from datasets import load_from_disk
-from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
     AutoModelForImageClassification,
@@ -23,14 +22,12 @@ from transformers import (
     ResNetForImageClassification,
 )
 
-from fusion_ensemble_plugin.demo import load_dataset
-
 from .family import Family, Figures, combine, scored, with_average
-from .pictures import save_mnist
+from .pictures import pixels, save_mnist, training_digits
 from .texts import fit
 
 MEMBERS = ("plain", "longer", "longest")
-STEPS = (4, 6, 8)
+STEPS = (6, 8, 10)
 SIDE = 28
 """Pixels."""
 
@@ -56,11 +53,9 @@ def resnet() -> Any:
 
 def make(slug: str, new: Callable[[], Any], processor: Any, folder: Path) -> None:
     """Train three classifiers for a few steps, each on its own digits."""
-    train = load_dataset("mnist", "train").shuffle(seed=1)
     for seed, (name, steps) in enumerate(zip(MEMBERS, STEPS)):
         torch.manual_seed(seed)
-        some = train.select(range(100 * seed, 100 * seed + 100))
-        images, labels = pixels(processor, some), torch.tensor(some["label"][:])
+        images, labels = training_digits(seed, processor)
         model = new()
         fit(model, lambda: F.cross_entropy(model(images).logits, labels), steps, rate=1e-2)  # noqa: B023
         model.save_pretrained(folder / "models" / slug / name)
@@ -77,12 +72,6 @@ def expected(slug: str, processor: Any, folder: Path, method: str) -> Figures:
     members = [AutoModelForImageClassification.from_pretrained(path).double() for path in paths]
     logits = combine(method, [member(images).logits for member in members])
     return with_average({"mnist": scored(logits, torch.tensor(data["label"][:]))})
-
-
-def pixels(processor: Any, data: Any) -> Tensor:
-    """Return pictures as models take them, (pictures, channels, height, width)."""
-    found: Tensor = processor(images=data["image"][:], return_tensors="pt")["pixel_values"]
-    return found
 
 
 def _family(slug: str, title: str, modelpool: str, new: Callable[[], Any], processor: Any) -> Family:

@@ -1,18 +1,16 @@
-"""A few of MNIST's digits, as a PyPI package ships them, and models that differ a little from another."""
+"""A few of MNIST's digits, as a PyPI package ships them."""
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from fusion_ensemble_plugin.demo import load_dataset
 
 COUNT = 64
-Model = TypeVar("Model", bound=nn.Module)
 
 
 def save_mnist(folder: Path) -> None:
@@ -20,12 +18,13 @@ def save_mnist(folder: Path) -> None:
     load_dataset("mnist", "test").shuffle(seed=0).select(range(COUNT)).save_to_disk(folder / "data/mnist")
 
 
-def disturbed(model: Model, seed: int, strength: float = 0.3) -> Model:
-    """Return a copy with noise on each weight, in proportion to the weights' spread."""
-    generator = torch.Generator().manual_seed(seed)
-    changed = copy.deepcopy(model)
-    for parameter in changed.parameters():
-        if parameter.dim() > 1:
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.data += strength * parameter.data.std() * noise
-    return changed
+def training_digits(seed: int, processor: Any) -> tuple[Tensor, Tensor]:
+    """Return pixels, (pictures, channels, height, width), and classes; other pictures for each seed."""
+    train = load_dataset("mnist", "train").shuffle(seed=1).select(range(100 * seed, 100 * seed + 100))
+    return pixels(processor, train), torch.tensor(train["label"][:])
+
+
+def pixels(processor: Any, data: Any) -> Tensor:
+    """Return pictures as models take them."""
+    found: Tensor = processor(images=data["image"][:], return_tensors="pt")["pixel_values"]
+    return found

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
-import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
-from transformers import GPT2Tokenizer
+from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 
 END = "<|endoftext|>"
 LENGTH = 72
@@ -45,10 +44,19 @@ def task(name: str) -> tuple[list[str], list[int]]:
 
 def tokenizer() -> GPT2Tokenizer:
     """Return GPT-2's tokenizer without merges: each byte is a token."""
-    tokens = [*sorted(ByteLevel.alphabet()), END]
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), END]
     made = GPT2Tokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=LENGTH)
     made.pad_token = END
     return made
+
+
+def word_tokenizer(*more: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of whole words, those of the tasks and some more, with T5's special tokens in T5's places."""
+    known = sorted({word for name in TASKS for text in task(name)[0] for word in text.split()} | set(more))
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *known])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
 def encoded(name: str) -> Dataset:
@@ -80,10 +88,3 @@ def save_all(models: Mapping[str, Any], folder: Path) -> None:
     for name, model in models.items():
         model.save_pretrained(folder / name)
         tokenizer().save_pretrained(folder / name)
-
-
-def shuffled(items: Sequence[Any], seed: int = 0) -> list[Any]:
-    """Return the items in a fixed random order."""
-    mixed = list(items)
-    random.Random(seed).shuffle(mixed)
-    return mixed
