@@ -18,7 +18,8 @@ from fusion_ensemble_plugin.distributed.layout import Layout, arrange
 from fusion_ensemble_plugin.distributed.link import Link
 from fusion_ensemble_plugin.distributed.meeting import Meeting, same_names
 from fusion_ensemble_plugin.distributed.members import OwnMembers, parameter_counts
-from fusion_ensemble_plugin.ensemble import ParallelEnsemble
+from fusion_ensemble_plugin.ensemble import ParallelEnsemble, compile_options
+from fusion_ensemble_plugin.fields import checked_keys
 from fusion_ensemble_plugin.host import warn_if_untested
 from fusion_ensemble_plugin.loading import MemberLoader
 from fusion_ensemble_plugin.placement import Placement, describe, resolve
@@ -67,6 +68,7 @@ class SimpleEnsembleAlgorithm(BaseAlgorithm):
     # set from the constructor's arguments by `auto_register_config`, as are all others
     device_map: Any
     reducer: Any
+    dtype: Any
     offload: Any
     member_parallel: Any
     rank_timeout: Any
@@ -149,11 +151,13 @@ class SimpleEnsembleAlgorithm(BaseAlgorithm):
         options = {key: plain(getattr(self, key)) for key in _OPTIONS}
         where = {key: plain(getattr(self, key)) for key in ("lanes", "max_memory", "offload")}
         checks = [
-            lambda: resolve(plain(self.device_map), names, **where),
+            lambda: resolve(plain(self.device_map), names, self._known_sizes(modelpool), **where),
             lambda: resolve(options["output_device"], ["output"], option="output_device"),
             lambda: make_reducer(self._reducer()),
             lambda: resolve_weights(options["weights"], names, self._weight_rule()),
             lambda: executor_factory(options["executor"]),
+            lambda: checked_keys(options["output_keys"]),
+            lambda: compile_options(options["compile"]),
             lambda: torch_dtype(options["dtype"]),
             lambda: torch_dtype(options["autocast"], "autocast"),
             lambda: arrange(self.member_parallel, meeting.world, meeting.rank, names),
@@ -168,6 +172,14 @@ class SimpleEnsembleAlgorithm(BaseAlgorithm):
             "dtype": torch_dtype(options["dtype"]),
             "autocast": torch_dtype(options["autocast"], "autocast"),
         }
+
+    def _known_sizes(self, modelpool: Any) -> list[int] | None:
+        """Return the members' bytes if they are known before loading, and all members are this process's."""
+        try:
+            dtype = torch_dtype(plain(self.dtype))
+        except ValueError:
+            return None
+        return MemberLoader(modelpool, dtype).sizes() if self.member_parallel is False else None
 
     def _weight_rule(self) -> WeightRule:
         """Return which weights the reducer takes; any number if the reducer itself is wrong, which is told already."""

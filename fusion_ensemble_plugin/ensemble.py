@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fusion_ensemble_plugin.device_map import DeviceMap
 from fusion_ensemble_plugin.executor import Executor
+from fusion_ensemble_plugin.fields import checked_keys
 from fusion_ensemble_plugin.groups import Group, group_members
 from fusion_ensemble_plugin.guard import Inputs
 from fusion_ensemble_plugin.members import Members, member_device
@@ -88,10 +89,11 @@ class ParallelEnsemble(nn.Module):
         self.reducer_spec = type(self).default_reducer if reducer is None else reducer
         self._reducer = make_reducer(self.reducer_spec)
         self.member_weights = resolve_weights(weights, self.names, weight_rule(self._reducer))
-        self.output_keys = None if output_keys is None else tuple(output_keys)
+        self.output_keys = checked_keys(output_keys)
         self.output_device = None if output_device is None else torch_device(_one_device(output_device))
         self.autocast = autocast
-        self._workers = Workers(executor, compiled=bool(compile))
+        self._compile_options = compile_options(compile)
+        self._workers = Workers(executor, compiled=self._compile_options is not None)
         sizes = None if settled else [module_bytes(model) for model in models]
         placement = resolve(device_map, self.names, sizes, offload=None if settled else offload)
         self.model_list = Members(models, placement, offload)
@@ -101,7 +103,6 @@ class ParallelEnsemble(nn.Module):
         if self._workers.stacks_members:
             groups = group_members(self.model_list, self.member_weights)
             self.model_list.check_stackable([group.members for group in groups], self.names)
-        self._compile_options = dict(compile) if isinstance(compile, Mapping) else {} if compile else None
         self._compile()
 
     @property
@@ -287,6 +288,23 @@ def check_names(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
     if len(checked) != count or len(set(checked)) != count:
         raise ValueError(f"names={list(checked)}: {count} members need {count} different names")
     return checked
+
+
+def compile_options(compile: bool | Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the options of ``torch.compile``, or None if members are not to be compiled.
+
+    Raises:
+        ValueError: If it is neither true, false nor a mapping.
+
+    Examples:
+        >>> compile_options(True), compile_options({"mode": "reduce-overhead"}), compile_options(False)
+        ({}, {'mode': 'reduce-overhead'}, None)
+    """
+    if isinstance(compile, Mapping):
+        return dict(compile)
+    if not isinstance(compile, bool):
+        raise ValueError(f"compile={compile!r}: needed is true, false or a mapping of torch.compile's options")
+    return {} if compile else None
 
 
 def _one_device(device: str | torch.device) -> str:

@@ -54,6 +54,17 @@ def kept_fields(output: Any, output_keys: Sequence[Hashable] | None = None) -> A
 _CACHES = (Cache, EncoderDecoderCache)
 
 
+def checked_keys(output_keys: Sequence[Hashable] | None) -> tuple[Hashable, ...] | None:
+    """Return the keys of the fields to keep, or None for all.
+
+    Raises:
+        ValueError: If one key is given and not a list of keys; of a name, each letter would be taken for one.
+    """
+    if output_keys is not None and (isinstance(output_keys, str) or not isinstance(output_keys, Sequence)):
+        raise ValueError(f"output_keys={output_keys!r} is no list of fields, such as [{output_keys}]")
+    return None if output_keys is None else tuple(output_keys)
+
+
 def _selected(output: Any, keys: Sequence[Hashable], output_keys: Sequence[Hashable]) -> Any:
     """Keep the class of a ``ModelOutput`` only if the kept fields keep their positions, else name them in a plain one.
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fusion_bench.modelpool import BaseModelPool
+from safetensors.torch import save_file
 from torch import nn
 
 from fusion_ensemble_plugin import ParallelEnsemble, SimpleEnsembleAlgorithm
@@ -49,6 +51,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "dtype": ({"dtype": "float31"}, "dtype='float31'"),
     "autocast": ({"autocast": "int8"}, "autocast='int8'"),
     "output device": ({"output_device": "cuda:99"}, "output_device.*no device 'cuda:99'"),
+    "a field and no list of fields": ({"output_keys": "logits"}, r"output_keys='logits' is no list.*\[logits\]"),
+    "compile": ({"compile": "fast"}, "compile='fast': needed is true, false or a mapping"),
     "groups of ranks": ({"member_parallel": -1}, "member_parallel"),
 }
 
@@ -84,6 +88,19 @@ def test_a_budget_too_small_for_the_largest_member_names_it_and_says_by_how_much
         ValueError, match=rf"room for 8\.0 KiB; .* 16\.0 KiB, 1 times '{member}', the largest: 8\.0 KiB too little"
     ):
         method.run(modules)
+
+
+def test_a_budget_is_told_with_all_else_that_is_wrong_if_the_checkpoints_tell_their_sizes(tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(4096)}, tmp_path / "model.safetensors")
+    pool = Pool(NAMES)
+    pool._models = dict.fromkeys(NAMES, str(tmp_path))
+    method = SimpleEnsembleAlgorithm(device_map="auto", max_memory={"cpu": "40KiB"}, executor="thread")
+    with pytest.raises(ValueError, match=r"cpu has room for 40\.0 KiB, its members take 48\.0 KiB") as error:
+        method.run(pool)
+    assert "unknown executor 'thread'" in str(error.value)
+    method = SimpleEnsembleAlgorithm(device_map="auto", max_memory={"cpu": "30KiB"}, dtype="float16")
+    with pytest.raises(pytest.fail.Exception, match="svhn was loaded"):  # it fits: 24 KiB in half precision
+        method.run(pool)
 
 
 def test_fields_that_no_member_returns_are_told_with_those_that_they_do() -> None:

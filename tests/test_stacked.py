@@ -135,9 +135,7 @@ def test_weights_move_into_the_stack_and_are_not_doubled() -> None:
 def test_dropout_is_drawn_for_each_member_and_batch_norms_buffers_are_its_own() -> None:
     torch.manual_seed(0)
     members = [nn.Sequential(nn.BatchNorm1d(64), nn.Dropout(0.5)).train() for _ in range(2)]
-    seen = Stack([nn.Sequential(nn.Dropout(0.5)).train() for _ in range(2)] and members, ["a", "b"])(
-        torch.randn(64, 64)
-    )
+    seen = Stack(members, ["a", "b"])(torch.randn(64, 64))
     assert not torch.equal(seen[0] == 0, seen[1] == 0)
     x = torch.randn(64, 64)
     single = copy.deepcopy(members[0])
