@@ -29,7 +29,8 @@ def markdown(folder: Path) -> str:
     lines = ["", "| " + " | ".join(HEADER) + " |", "| --- | --- | --- | --- |"]
     machines: dict[str, list[str]] = {}
     for name, facts in read(folder).items():
-        lines.append(f"| **{facts['title']}** | | | |")
+        note = f" {facts['note']}" if facts["figures"] and facts["note"] else ""
+        lines.append(f"| **{facts['title']}**{note} | | | |")
         lines += ["| " + " | ".join(row) + " |" for row in rows(facts)]
         machines.setdefault(_machine(facts["machine"]), []).append(name)
     lines += [""] + [f"{', '.join(names)}: {machine}." for machine, names in machines.items()] + ["", ""]
