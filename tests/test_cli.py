@@ -134,8 +134,9 @@ def test_members_are_placed_by_name_while_the_task_pool_moves_nothing(run_cli: R
     assert set(TASKS) <= set(report)
 
 
-def test_a_dry_run_shows_our_method_and_evaluates_nothing(run_cli: RunCli, tmp_path: Path) -> None:
-    done = run_cli(*MAIN_JOB, "dry_run=true", cwd=tmp_path)
+def test_a_dry_run_shows_our_method_and_neither_loads_nor_evaluates_anything(run_cli: RunCli, tmp_path: Path) -> None:
+    nowhere = "modelpool.models.digits.pretrained_model_name_or_path=/no/such/folder"
+    done = run_cli(*MAIN_JOB, "method.device_map=auto", nowhere, "dry_run=true", cwd=tmp_path)
     assert "fusion_ensemble_plugin.SimpleEnsembleAlgorithm" in done.stdout
     assert reports(tmp_path) == []
 
