@@ -44,10 +44,11 @@ def accuracy_by_task(rows: Mapping[str, Mapping[str, Interval]], confidence: flo
             label=name,
             color=COLOURS[number % len(COLOURS)],
             fmt=MARKERS[number % len(MARKERS)],
-            markersize=5,
+            markersize=6,
             capsize=2,
         )
-    axes.set_xticks(range(len(tasks)), tasks, rotation=0 if len(tasks) < 8 else 45)
+    crowded = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(tasks) > 5 else {}
+    axes.set_xticks(range(len(tasks)), tasks, **crowded)
     for border in range(1, len(tasks)):
         axes.axvline(border - 0.5, color="0.85", linewidth=1)
     axes.set_title(f"Accuracy by task, with {confidence:.0%} intervals")
