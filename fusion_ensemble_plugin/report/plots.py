@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -47,7 +48,7 @@ def accuracy_by_task(rows: Mapping[str, Mapping[str, Interval]], confidence: flo
             markersize=6,
             capsize=2,
         )
-    crowded = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(tasks) > 5 else {}
+    crowded: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(tasks) > 5 else {}
     axes.set_xticks(range(len(tasks)), tasks, **crowded)
     for border in range(1, len(tasks)):
         axes.axvline(border - 0.5, color="0.85", linewidth=1)
