@@ -345,7 +345,11 @@ class Unloadable:
     [
         (GreedyEnsembleAlgorithm, {}, ["selection_taskpool=None", "taskpool@method.selection_taskpool="]),
         (GreedyEnsembleAlgorithm, {"selection_taskpool": {"test_datasets": {}}}, ["has no _target_"]),
-        (GreedyEnsembleAlgorithm, {"tasks": ["left", "up"]}, ["no task up in selection_taskpool; it has left, right"]),
+        (
+            GreedyEnsembleAlgorithm,
+            {"tasks": ["left", "up"]},
+            ["no task 'up' in selection_taskpool; it has left, right"],
+        ),
         (GreedyEnsembleAlgorithm, {"tasks": []}, ["tasks=[]"]),
         (GreedyEnsembleAlgorithm, {"direction": "up"}, ["direction='up'", "auto, max, min"]),
         (GreedyEnsembleAlgorithm, {"weights": [1, 2]}, ["weights: they are what is chosen"]),

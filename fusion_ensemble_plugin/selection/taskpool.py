@@ -64,9 +64,10 @@ def check_taskpool(spec: Any, tasks: Any) -> None:
             "taskpool@method.selection_taskpool=CLIPVisionModelTaskPool/clip-vit-tiny_TA4_train"
         )
     known = task_data(spec)
-    unknown = [task for task in tasks or () if known and task not in known]
+    asked = tasks if isinstance(tasks, (list, tuple)) else ()
+    unknown = [task for task in asked if known and task not in known]
     if unknown:
-        raise ValueError(f"no task {', '.join(unknown)} in selection_taskpool; it has {', '.join(known)}")
+        raise ValueError(f"no task {', '.join(map(repr, unknown))} in selection_taskpool; it has {', '.join(known)}")
 
 
 def same_data(spec: Any, program: Any) -> list[str]:
