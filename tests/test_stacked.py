@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import psutil
@@ -155,6 +156,75 @@ def test_members_on_several_lanes_are_one_stack_a_lane() -> None:
     ]
     assert [len(set(lane)) for lane in ours] == [1, 1]
     assert ours[0][0] != ours[1][0]
+
+
+@torch.no_grad()
+def test_the_training_mode_counts_at_once() -> None:
+    members, x = [nn.Sequential(nn.Linear(8, 3), nn.BatchNorm1d(3)).eval() for _ in range(3)], torch.randn(5, 8)
+    ensemble = stacked(copy.deepcopy(members))
+    for training in (False, True, False):
+        ensemble.train(training)
+        expected = mean([member.train(training) for member in members], x)
+        torch.testing.assert_close(ensemble(x), expected)
+        for ours, theirs in zip(ensemble.buffers(), nn.ModuleList(members).buffers(), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+@torch.no_grad()
+def test_a_hook_that_one_member_gets_is_noticed_at_once() -> None:
+    ensemble, x = stacked(mlps(3)), torch.ones(1, 8)
+    expected = ensemble(x)
+    hook = ensemble.model_list[1][0].register_forward_hook(lambda module, args, output: output * 2)
+    with pytest.raises(ValueError, match=r"'0' and '1' differ: 0\.forward_hooks"):
+        ensemble(x)
+    hook.remove()
+    assert torch.equal(ensemble(x), expected)
+
+
+@torch.no_grad()
+def test_members_are_stacked_once() -> None:
+    ensemble = stacked(mlps(3))
+    places = []
+    for size in (2, 2, 5):
+        ensemble(torch.ones(size, 8))
+        places.append([parameter.data_ptr() for parameter in ensemble.parameters()])
+    assert places[0] == places[1] == places[2]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_any_mode_will_do_first_and_gradients_flow_after_it(mode: Any) -> None:
+    members, x = mlps(3), torch.randn(4, 8)
+    ensemble = stacked(copy.deepcopy(members))
+    with mode():
+        ensemble(x)
+    assert not any(parameter.is_inference() for parameter in ensemble.parameters())
+    ensemble(x).square().sum().backward()
+    mean(members, x).square().sum().backward()
+    for ours, theirs in zip(ensemble.parameters(), nn.ModuleList(members).parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_a_pickle_made_in_inference_mode_leaves_weights_that_can_be_trained() -> None:
+    ensemble, x = stacked(mlps(3)), torch.randn(4, 8)
+    with torch.inference_mode():
+        ensemble(x)
+        pickle.dumps(ensemble)
+    assert not any(parameter.is_inference() for parameter in ensemble.parameters())
+    ensemble(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in ensemble.parameters())
+
+
+def test_a_training_step_reaches_the_stack() -> None:
+    members, x = mlps(3), torch.randn(4, 8)
+    ensemble = stacked(copy.deepcopy(members))
+    for model in (ensemble, nn.ModuleList(members)):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        for _ in range(2):
+            optimizer.zero_grad()
+            (ensemble(x) if model is ensemble else mean(members, x)).square().sum().backward()
+            optimizer.step()
+    with torch.no_grad():
+        torch.testing.assert_close(ensemble(x), mean(members, x))
 
 
 @torch.no_grad()
