@@ -78,63 +78,46 @@ def quick_names() -> list[str]:
     return [name for name in benchmark("table").NAMES if name != "selection"]
 
 
-@pytest.fixture(scope="module")
-def quick_results(benchmarks_can_be_imported: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Run the benchmarks in their smallest settings; returns the folder of results and what was printed."""
-    folder = tmp_path_factory.mktemp("results")
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--results", str(folder), "--only", *quick_names()]
+@LINUX_ONLY
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_benchmarks_smallest_setting_runs_and_keeps_figures_plot_and_machine(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--results", str(tmp_path), "--only", *quick_names()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return folder, done.stdout
+    found = benchmark("table").read(tmp_path)
+    assert sorted(found) == sorted(quick_names())
+    for name, facts in found.items():
+        check_facts(facts, (tmp_path / f"{name}.json").read_text())
+        assert (tmp_path / f"{name}.png").exists() == bool(facts["figures"])
+    check_table(found, done.stdout)
+    check_offloaded(found["offload"])
+    if not torch.cuda.is_available():
+        assert [row[2] for row in benchmark("table").rows(found["accelerator"])] == ["no GPU"]
 
 
-@LINUX_ONLY
-@pytest.mark.slow
-def test_every_benchmark_writes_its_figures_its_plot_and_the_machine(quick_results: tuple[Path, str]) -> None:
-    folder, _ = quick_results
-    names = quick_names()
-    assert sorted(path.stem for path in folder.glob("*.json")) == sorted(names)
-    for name in names:
-        text = (folder / f"{name}.json").read_text()
-        facts = json.loads(text)
-        assert facts["quick"] is True
-        assert facts["machine"]["cpu"]
-        assert facts["machine"]["cores"] >= 1
-        assert facts["machine"]["torch"] == torch.__version__
-        assert socket.gethostname() not in text
-        assert all(math.isfinite(figure["value"]) for figure in facts["figures"])
-        if facts["figures"]:
-            assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+def check_facts(facts: dict[str, Any], text: str) -> None:
+    assert facts["quick"] is True
+    assert facts["machine"]["cpu"]
+    assert facts["machine"]["cores"] >= 1
+    assert facts["machine"]["torch"] == torch.__version__
+    assert socket.gethostname() not in text
+    assert all(math.isfinite(figure["value"]) for figure in facts["figures"])
 
 
-@LINUX_ONLY
-@pytest.mark.slow
-def test_one_table_shows_all_of_it(quick_results: tuple[Path, str]) -> None:
-    folder, printed = quick_results
+def check_table(found: dict[str, Any], printed: str) -> None:
+    """All figures are in the one table at the end."""
     table = printed[printed.index("FusionBench's ensemble") :]
-    for facts in benchmark("table").read(folder).values():
-        for name, *_ in benchmark("table").rows(facts):
-            assert name in table
+    assert [row[0] for facts in found.values() for row in benchmark("table").rows(facts) if row[0] not in table] == []
 
 
-@LINUX_ONLY
-@pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_rows_of_a_gpu_say_that_there_is_none(quick_results: tuple[Path, str]) -> None:
-    folder, _ = quick_results
-    facts = json.loads((folder / "accelerator.json").read_text())
-    assert [row[2] for row in benchmark("table").rows(facts)] == ["no GPU"]
-
-
-@LINUX_ONLY
-@pytest.mark.slow
-def test_a_pool_larger_than_memory_keeps_four_members_and_gives_the_same_bits(quick_results: tuple[Path, str]) -> None:
-    facts = json.loads((quick_results[0] / "offload.json").read_text())
-    figures = {figure["name"]: figure for figure in facts["figures"]}
-    assert figures["resident while running"]["value"] <= 4
-    assert figures["resident while loading"]["value"] <= 4
-    assert figures["outputs that are not bit-equal"]["value"] == 0
+def check_offloaded(facts: dict[str, Any]) -> None:
+    """A pool larger than memory keeps four members at most, and gives the same bits."""
+    figures = {figure["name"]: figure["value"] for figure in facts["figures"]}
+    assert figures["resident while running"] <= 4
+    assert figures["resident while loading"] <= 4
+    assert figures["outputs that are not bit-equal"] == 0
 
 
 @pytest.mark.parametrize(("value", "quick", "status"), [(1.0, False, 0), (1.2, False, 1), (1.2, True, 0)])
