@@ -12,6 +12,7 @@ from fusion_bench.mixins.serialization import auto_register_config
 from omegaconf import OmegaConf
 from pluggy import PluginValidationError
 
+from fusion_ensemble_plugin.cache.outputs import check_cache, make_cache
 from fusion_ensemble_plugin.device_map import DeviceMap
 from fusion_ensemble_plugin.distributed.ensemble import spread
 from fusion_ensemble_plugin.distributed.layout import Layout, arrange
@@ -55,6 +56,10 @@ class SimpleEnsembleAlgorithm(BaseAlgorithm):
         member_parallel: Spread the members over Fabric's ranks: true over all, a number over teams of that many; false
             puts all members on every rank.
         rank_timeout: With ``member_parallel``: seconds that a rank waits for the others.
+        cache: Keep members' outputs, so that no member computes the same twice: "memory", "disk" (files that later
+            runs find); None keeps nothing.
+        cache_bytes: CPU memory for kept outputs; what exceeds it goes to files.
+        cache_dir: Folder for those files; None for a temporary one, or with "disk" for one in the user's cache folder.
 
     Examples:
         >>> ensemble = SimpleEnsembleAlgorithm(device_map="cpu").run([torch.nn.Identity(), torch.nn.ReLU()])
@@ -72,6 +77,9 @@ class SimpleEnsembleAlgorithm(BaseAlgorithm):
     offload: Any
     member_parallel: Any
     rank_timeout: Any
+    cache: Any
+    cache_bytes: Any
+    cache_dir: Any
 
     def __init__(
         self,
@@ -89,6 +97,9 @@ class SimpleEnsembleAlgorithm(BaseAlgorithm):
         compile: bool | Mapping[str, Any] = False,
         member_parallel: bool | int = False,
         rank_timeout: float = 600.0,
+        cache: str | None = None,
+        cache_bytes: int | str = "4GiB",
+        cache_dir: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -160,6 +171,7 @@ class SimpleEnsembleAlgorithm(BaseAlgorithm):
             lambda: compile_options(options["compile"]),
             lambda: torch_dtype(options["dtype"]),
             lambda: torch_dtype(options["autocast"], "autocast"),
+            lambda: check_cache(self.cache, self.cache_bytes, self.cache_dir),
             lambda: arrange(self.member_parallel, meeting.world, meeting.rank, names),
             lambda: self._check_pool(modelpool),
         ]
@@ -171,6 +183,7 @@ class SimpleEnsembleAlgorithm(BaseAlgorithm):
             "reducer": self._reducer(),
             "dtype": torch_dtype(options["dtype"]),
             "autocast": torch_dtype(options["autocast"], "autocast"),
+            "cache": make_cache(self.cache, self.cache_bytes, self.cache_dir),
         }
 
     def _known_sizes(self, modelpool: Any) -> list[int] | None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fusion_ensemble_plugin.cache.outputs import OutputCache
 from fusion_ensemble_plugin.device_map import DeviceMap
 from fusion_ensemble_plugin.executor import Executor
 from fusion_ensemble_plugin.fields import checked_keys
@@ -53,6 +54,8 @@ class ParallelEnsemble(nn.Module):
         offload: Where members are kept that the placement offloads: "cpu" or "disk".
         autocast: Run members under autocast to this dtype.
         compile: Compile each member with ``torch.compile``: True, or a mapping of its options.
+        cache: What keeps members' outputs, so that no member computes the same twice; see
+            `fusion_ensemble_plugin.cache.outputs.make_cache`. Stacked members then run one by one.
 
     Raises:
         ValueError: If an argument is wrong; the message lists all that is.
@@ -80,6 +83,7 @@ class ParallelEnsemble(nn.Module):
         offload: str | None = None,
         autocast: torch.dtype | None = None,
         compile: bool | Mapping[str, Any] = False,
+        cache: OutputCache | None = None,
     ) -> None:
         super().__init__()
         settled = device_map is None or isinstance(device_map, Placement)
@@ -97,10 +101,11 @@ class ParallelEnsemble(nn.Module):
         sizes = None if settled else [module_bytes(model) for model in models]
         placement = resolve(device_map, self.names, sizes, offload=None if settled else offload)
         self.model_list = Members(models, placement, offload)
+        stacked = self._workers.stacks_members
         self._runner = MemberRunner(
-            self.model_list, self.names, self.member_weights, autocast, self._workers.stacks_members
+            self.model_list, self.names, self.member_weights, autocast, stacked, cache, self.output_keys
         )
-        if self._workers.stacks_members:
+        if stacked:
             groups = group_members(self.model_list, self.member_weights)
             self.model_list.check_stackable([group.members for group in groups], self.names)
         self._compile()
@@ -217,6 +222,27 @@ class ParallelEnsemble(nn.Module):
         self.member_weights = resolve_weights(weights, self.names, weight_rule(made))
         self.reducer_spec, self._reducer = spec, made
         self._runner.weights = self.member_weights
+
+    def subset(self, members: Sequence[int], *, weights: Weights = None, reducer: Any = None) -> ParallelEnsemble:
+        """Return an ensemble of some of the members, which are shared: modules, workers and cache are the same.
+
+        Args:
+            members: Their indices.
+            weights: One number a member of the subset; None for those that they have here.
+            reducer: As in the constructor; None for this one's.
+
+        Raises:
+            ValueError: If an argument is wrong.
+        """
+        chosen: ParallelEnsemble = type(self).__new__(type(self))
+        vars(chosen).update(vars(self))  # not copied: a copy would take stacks apart and compile anew
+        names = check_names([self.names[index] for index in members], len(members))
+        rest = self.model_list.subset(members)
+        own = [self.member_weights[index] for index in members]
+        vars(chosen).update(_modules={**self._modules, "model_list": rest}, names=names, member_weights=own)
+        chosen._runner = self._runner.subset(rest, names, own)
+        chosen.recombine(weights=own if weights is None else weights, reducer=reducer)
+        return chosen
 
     def _aggregate_tensors(self, outputs: list[Tensor]) -> Tensor:
         """Combine the members' tensors: the one method that a variant may override, as in FusionBench's ensembles.

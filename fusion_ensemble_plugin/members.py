@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 from itertools import chain
 from typing import Any
@@ -63,6 +64,19 @@ class Members(nn.ModuleList):
             if following in self._offloaded:
                 self._offloaded[following].prefetch(self._stream(following))
             yield member
+
+    def subset(self, indices: Sequence[int]) -> Members:
+        """Return some of the members, the same modules in the same places."""
+        if self.placement is None:
+            return Members([self[index] for index in indices], None)
+        chosen = Members([], None)
+        chosen.extend(self[index] for index in indices)
+        devices = tuple(self.placement.devices[index] for index in indices)
+        resting = tuple(place for place, index in enumerate(indices) if index in self.placement.offloaded)
+        chosen.placement = replace(self.placement, devices=devices, offloaded=resting)
+        chosen._offloaded = {place: self._offloaded[index] for place, index in enumerate(indices) if place in resting}
+        chosen._streams = self._streams
+        return chosen
 
     def check_stackable(self, groups: Iterable[Sequence[int]], names: Sequence[str]) -> None:
         """Check that the members of each group can run as one.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
 from typing import Any
@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from fusion_ensemble_plugin.cache.outputs import OutputCache
+from fusion_ensemble_plugin.cache.recall import Recall, Seen
 from fusion_ensemble_plugin.groups import Group
 from fusion_ensemble_plugin.guard import InputGuard, Inputs, SharedInputs
 from fusion_ensemble_plugin.members import Members, member_device
 from fusion_ensemble_plugin.notes import add_note
 from fusion_ensemble_plugin.outputs import Fold
 from fusion_ensemble_plugin.stacked import Stack
+from fusion_ensemble_plugin.transfer import device_of
 
 MemberCall = Callable[[int, nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 """What is done with one member: ``call(index, member, args, kwargs)``."""
@@ -39,6 +42,8 @@ class MemberRunner:
         weights: Their weights.
         autocast: The dtype under which they run; None for no autocast.
         stacked: Whether the members of one worker run as one.
+        cache: What keeps the members' outputs; None keeps none.
+        output_keys: The fields of them that are kept.
 
     Attributes:
         weights: The members' weights, with which their outputs are folded.
@@ -51,22 +56,31 @@ class MemberRunner:
         weights: Sequence[float],
         autocast: torch.dtype | None,
         stacked: bool,
+        cache: OutputCache | None = None,
+        output_keys: Sequence[Hashable] | None = None,
     ) -> None:
         self._members = members
         self._names = names
         self.weights = weights
         self._dtype = autocast
         self._stacked = stacked
+        self._cache = cache
+        self._output_keys = output_keys
         self._stacks: dict[tuple[int, ...], Stack] = {}
         self._guards = [InputGuard() for _ in names]
 
     def run_group(self, call: MemberCall, group: Group, inputs: Inputs, fold: Fold) -> Fold:
         """Run the members of one worker one after another and fold their outputs as they come."""
-        if self._stacked and call is forward and len(group.members) > 1:
+        if self._stacked and self._cache is None and call is forward and len(group.members) > 1:
             return self._run_stacked(group, inputs, fold)
         shared = SharedInputs(inputs) if self._members.placement is None else SharedInputs(inputs).counted_apart()
+        seen: Seen = {}
         for index, following in zip(group.members, (*group.members[1:], None)):
-            output = self._run_member(call, index, following, shared)
+            if self._cache is None:
+                output = self._run_member(call, index, following, shared)
+            else:
+                device = group.device or device_of(inputs)
+                output = self._recalled(self._cache, call, index, device, shared, seen)
             fold.add(index, self._names[index], output, self.weights[index])
             del output  # it must not stay alive while the next member runs
         return fold
@@ -92,6 +106,10 @@ class MemberRunner:
                 self._stacks[group.members] = Stack([self._members[index] for index in group.members], names)
             return self._stacks[group.members]
 
+    def subset(self, members: Members, names: Sequence[str], weights: Sequence[float]) -> MemberRunner:
+        """Return a runner of other members, such as some of these, with the same options and the same cache."""
+        return MemberRunner(members, names, weights, self._dtype, self._stacked, self._cache, self._output_keys)
+
     def dissolve_stacks(self) -> None:
         """Give each stacked member memory of its own again; the next run stacks them anew."""
         with _stacking:
@@ -108,6 +126,32 @@ class MemberRunner:
             where = placement.devices[index] if placement else member_device(self._members[index])
             add_note(error, f"raised by ensemble member {name!r} (index {index}) on {where}")
             raise
+
+    def _recalled(
+        self,
+        cache: OutputCache,
+        call: MemberCall,
+        index: int,
+        device: torch.device | None,
+        inputs: SharedInputs,
+        seen: Seen,
+    ) -> Any:
+        """Run a call in which the member computes only what it has not computed before.
+
+        The weights of an offloaded member are fetched only then, so there is no telling which follow.
+        """
+        of_ensemble = call is forward or isinstance(getattr(call, "__self__", None), nn.Module)
+        member: Any = Recall(
+            self._members[index],
+            lambda given: self._run_member(forward, index, None, SharedInputs(given)),
+            cache,
+            device=device,
+            autocast=self._dtype,
+            output_keys=self._output_keys if of_ensemble else None,
+            seen=seen,
+        )
+        args, kwargs = inputs.inputs
+        return call(index, member, args, kwargs)
 
     def _autocast(self, member: nn.Module) -> AbstractContextManager[object]:
         device = None if self._dtype is None else member_device(member)
