@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -65,14 +66,16 @@ class KeepsOutputs(ParallelEnsemble):
         if all(index in answers for group in groups for index in group.members):
             return self._reduced(answers, inputs, groups, new_fold or partial(Fold, self.reducer, self.output_keys))
 
-        def once(index: int, member: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def once(
+            ensemble: KeepsOutputs, index: int, member: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> Any:
             if index in answers:
                 return _copy(answers[index])
-            output = kept_fields(call(index, member, args, kwargs), self.output_keys)
-            self._answers.keep(answers, index, output)
+            output = kept_fields(call(index, member, args, kwargs), ensemble.output_keys)
+            ensemble._answers.keep(answers, index, output)
             return output
 
-        return super().run_members(once, inputs, new_fold)
+        return super().run_members(MethodType(once, self), inputs, new_fold)  # bound, as an ensemble's own calls are
 
     def _reduced(
         self, answers: Mapping[int, Any], inputs: Inputs, groups: Sequence[Group], new_fold: Callable[[], Fold]
