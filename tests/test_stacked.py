@@ -204,6 +204,15 @@ def test_any_mode_will_do_first_and_gradients_flow_after_it(mode: Any) -> None:
         torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+@torch.no_grad()
+def test_a_pickle_holds_each_members_weights_and_not_the_whole_stack() -> None:
+    ensemble, x = stacked(mlps(8, width=64)), torch.ones(1, 64)
+    size = len(pickle.dumps(ensemble))
+    expected = ensemble(x)
+    assert len(pickle.dumps(ensemble)) <= 1.1 * size
+    assert torch.equal(ensemble(x), expected)
+
+
 def test_a_pickle_made_in_inference_mode_leaves_weights_that_can_be_trained() -> None:
     ensemble, x = stacked(mlps(3)), torch.randn(4, 8)
     with torch.inference_mode():
