@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fusion_ensemble_plugin.placement import Placement
     from fusion_ensemble_plugin.reducer import Reducer
     from fusion_ensemble_plugin.reducers.class_scores import ClassScoreReducer
+    from fusion_ensemble_plugin.saved_pool import SavedEnsemblePool
     from fusion_ensemble_plugin.selection.calibration import CalibratedEnsembleAlgorithm
     from fusion_ensemble_plugin.selection.weights import GreedyEnsembleAlgorithm, LearnedWeightsAlgorithm
     from fusion_ensemble_plugin.variants import (
@@ -59,6 +60,7 @@ __all__ = [
     "ProbabilityEnsemble",
     "ProbabilityEnsembleAlgorithm",
     "Reducer",
+    "SavedEnsemblePool",
     "SimpleEnsembleAlgorithm",
     "TrimmedMeanEnsemble",
     "TrimmedMeanEnsembleAlgorithm",
@@ -74,6 +76,7 @@ _MODULE_OF = {
     "Placement": "placement",
     "Reducer": "reducer",
     "ClassScoreReducer": "reducers.class_scores",
+    "SavedEnsemblePool": "saved_pool",
     "CalibratedEnsembleAlgorithm": "selection.calibration",
     "GreedyEnsembleAlgorithm": "selection.weights",
     "LearnedWeightsAlgorithm": "selection.weights",
