@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import clip_vision, flan_t5, gpt2_classification, image_classification
+from . import clip_vision, flan_t5, gpt2_classification, image_classification, nyuv2
 from .family import Family
 
 FAMILIES: list[Family] = [
@@ -10,4 +10,5 @@ FAMILIES: list[Family] = [
     *image_classification.FAMILIES,
     gpt2_classification.FAMILY,
     flan_t5.FAMILY,
+    nyuv2.FAMILY,
 ]

@@ -49,6 +49,7 @@ class Family:
         figures: What of the report is compared.
         needs: A package that is not always there.
         alike: How many methods have another one's figures.
+        environment: Environment variables for a run in the folder.
     """
 
     slug: str
@@ -63,6 +64,7 @@ class Family:
     figures: Callable[[Any], Figures] = lambda report: flat(report)
     needs: str | None = None
     alike: int = 0
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def pools(self) -> list[str]:
@@ -90,13 +92,13 @@ def command(family: Family, method: str, device_map: str) -> list[str]:
     return [*METHODS[method], *family.pools, *places]
 
 
-def run_in_process(arguments: Sequence[str], folder: Path, report: str = Family.report) -> dict[str, Any]:
+def run_in_process(family: Family, arguments: Sequence[str], folder: Path) -> Any:
     """Run the host's command line in this process, which saves the seconds that a new one takes to import.
 
     Args:
+        family: What is run.
         arguments: What follows the program's name.
         folder: Where it runs.
-        report: The file in the folder that it writes, or a pattern of it.
 
     Returns:
         The report that it has written.
@@ -109,11 +111,11 @@ def run_in_process(arguments: Sequence[str], folder: Path, report: str = Family.
     line = ["fusion_bench", *arguments, *QUIET, f"report_save_path={Family.report}"]
     # the host's image classification pools import `typing.override`, which Python has from 3.12 on
     override = patch.object(typing, "override", typing_extensions.override, create=True)
-    environment = patch.dict(os.environ, HYDRA_FULL_ERROR="1")
+    environment = patch.dict(os.environ, {**family.environment, "HYDRA_FULL_ERROR": "1"})
     with _working_in(folder), patch.object(sys, "argv", line), environment, override:
         # as `fusion_bench.scripts.cli` does at its import, for the folder that is current then
         hydra.main(config_path=get_default_config_path(), config_name="fabric_model_fusion", version_base=None)(main)()
-    (written,) = folder.glob(report)
+    (written,) = folder.glob(family.report)
     return json.loads(written.read_text())
 
 

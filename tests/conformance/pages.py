@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .family import CONFIG, DEVICE_MAPS, METHODS, Family, Figures, command, run_in_process
+from .family import CONFIG, DEVICE_MAPS, METHODS, Family, Figures, command, flat, run_in_process
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "families"
 INDEX = DOCS / "index.md"
@@ -43,7 +43,7 @@ class Measured:
         key = (method, device_map)
         if key not in self._reports:
             line = command(self.family, method, device_map)
-            self._reports[key] = run_in_process(line, self.folder, self.family.report)
+            self._reports[key] = run_in_process(self.family, line, self.folder)
         return self._reports[key]
 
     def figures(self, method: str, device_map: str = "two lanes") -> Figures:
@@ -115,7 +115,7 @@ def measured_part(measured: Measured) -> str:
 def shown(family: Family, measured: Measured) -> Any:
     """Return the report, or its figures if it holds much more."""
     report = measured.report("simple", "two lanes")
-    return report if family.needs is None else measured.figures("simple")
+    return report if len(flat(report)) == len(measured.figures("simple")) else measured.figures("simple")
 
 
 def table(measured: Measured) -> str:
