@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TypeVar
 
 import torch
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 T = TypeVar("T")
 
@@ -46,6 +48,27 @@ def with_caller_state(call: Callable[[], T]) -> Callable[[], T]:
             return variables.run(call)
 
     return run
+
+
+def bound_to_its_thread() -> bool:
+    """Say whether the caller is inside what no other thread can be brought into.
+
+    That is a transform of ``torch.func``, which a call in another thread would ignore without a word (a derivative
+    would be 0), or one of torch's modes, such as fake tensors or the counter of operations.
+
+    Examples:
+        >>> def member(x):
+        ...     print(bound_to_its_thread())
+        ...     return x**2
+        >>> member(3.0), float(torch.func.grad(member)(torch.tensor(3.0)))
+        False
+        True
+        (9.0, 6.0)
+    """
+    stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    modes = [mode for mode in stack if not isinstance(mode, DeviceContext)]  # the default device is carried
+    transform = torch._C._functorch.peek_interpreter_stack()
+    return bool(modes) or torch._C._len_torch_dispatch_stack() > 0 or transform is not None
 
 
 def _modes() -> list[Enter]:

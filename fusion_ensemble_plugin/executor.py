@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from fusion_ensemble_plugin.caller_state import with_caller_state
+from fusion_ensemble_plugin.caller_state import bound_to_its_thread, with_caller_state
 
 T = TypeVar("T")
 
@@ -65,7 +65,8 @@ class ThreadsExecutor:
     """Runs each call on its worker's own thread, all at the same time.
 
     Threads start on first use and live as long as the executor. Calls see the caller's torch state (see
-    `fusion_ensemble_plugin.caller_state`).
+    `fusion_ensemble_plugin.caller_state`). What holds in the caller's thread alone, a transform of ``torch.func`` or a
+    mode of torch, makes them run there, one after another.
 
     Args:
         cores: Worker name to number of torch's intra-op threads in that worker.
@@ -83,6 +84,8 @@ class ThreadsExecutor:
 
     def run(self, calls: Mapping[str, Callable[[], T]]) -> list[T]:
         """Run at the same time; an error waits for the others, an interrupt drops those not yet begun."""
+        if bound_to_its_thread():
+            return [call() for call in calls.values()]
         futures = [self._worker(name).submit(with_caller_state(call)) for name, call in calls.items()]
         results: list[T] = []
         try:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from fusion_ensemble_plugin.tree import flatten, map_leaves
 
@@ -72,7 +73,9 @@ class InputGuard:
 
 
 def _counted_apart(leaf: Any) -> Any:
-    return leaf.data if isinstance(leaf, Tensor) and not (leaf.requires_grad or leaf.is_inference()) else leaf
+    if not isinstance(leaf, Tensor) or leaf.requires_grad or leaf.is_inference() or is_functorch_wrapped_tensor(leaf):
+        return leaf
+    return leaf.data
 
 
 def _copied(leaf: Any) -> Any:

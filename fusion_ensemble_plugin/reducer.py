@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 State = Any
 """A partial result: a tensor, or any nesting of containers and tensors, such as a list of outputs."""
@@ -186,7 +187,9 @@ def merge_into(function: Callable[..., Tensor], left: Tensor, right: Tensor | fl
         right: A tensor of the same shape, or a number.
     """
     recorded = torch.is_grad_enabled() and (left.requires_grad or (isinstance(right, Tensor) and right.requires_grad))
-    if recorded or torch.result_type(left, right) != left.dtype:
+    # by torch.func.vmap, say
+    transformed = any(isinstance(side, Tensor) and is_functorch_wrapped_tensor(side) for side in (left, right))
+    if recorded or transformed or torch.result_type(left, right) != left.dtype:
         return function(left, right)
     return function(left, right, out=left)
 
