@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from fusion_ensemble_plugin import ParallelEnsemble
+from fusion_ensemble_plugin.placement import Placement
 from fusion_ensemble_plugin.stacked import Stack
 
 
@@ -242,3 +243,31 @@ def test_auto_does_not_stack() -> None:
     ensemble = ParallelEnsemble(members, "cpu", executor="auto")
     ensemble(torch.ones(1, 8))
     assert len({member[0].weight.untyped_storage().data_ptr() for member in members}) == 3
+
+
+def test_members_that_rest_elsewhere_can_not_be_stacked() -> None:
+    with pytest.raises(ValueError, match="executor=stacked keeps all weights on the device"):
+        ParallelEnsemble(mlps(3), Placement(("cpu:0",) * 3, (1, 2)), executor="stacked", offload="disk")
+
+
+def test_members_on_lanes_that_differ_are_not_compared() -> None:
+    members = [Times(1.0), Times(2.0), Times(1.0)]
+    ensemble = ParallelEnsemble(members, ["cpu:0", "cpu:1", "cpu:0"], executor="stacked")
+    x = torch.randn(4, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(ensemble(x), mean([copy.deepcopy(member) for member in members], x))
+    ensemble.close()
+
+
+def test_members_of_weight_0_need_not_be_alike() -> None:
+    members, x = [Times(1.0), Times(2.0), Times(1.0)], torch.randn(4, 2)
+    with torch.no_grad():
+        result = stacked(members, weights=[1, 0, 3])(x)
+        torch.testing.assert_close(result, (members[0](x) + 3 * members[2](x)) / 4)
+
+
+@torch.no_grad()
+def test_an_error_in_a_stack_names_its_members() -> None:
+    with pytest.raises(RuntimeError) as error:
+        stacked(mlps(2), names=["svhn", "dtd"])(torch.ones(1, 7))
+    assert "raised by ensemble members 'svhn', 'dtd', run as one on cpu:0" in getattr(error.value, "__notes__", [])
