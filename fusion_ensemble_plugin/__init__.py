@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fusion_ensemble_plugin.placement import Placement
     from fusion_ensemble_plugin.reducer import Reducer
     from fusion_ensemble_plugin.reducers.class_scores import ClassScoreReducer
+    from fusion_ensemble_plugin.report.method import EnsembleReportAlgorithm
     from fusion_ensemble_plugin.saved_pool import SavedEnsemblePool
     from fusion_ensemble_plugin.selection.calibration import CalibratedEnsembleAlgorithm
     from fusion_ensemble_plugin.selection.weights import GreedyEnsembleAlgorithm, LearnedWeightsAlgorithm
@@ -45,6 +46,7 @@ __all__ = [
     "ClipHead",
     "ClipLogitEnsemble",
     "ClipLogitEnsembleAlgorithm",
+    "EnsembleReportAlgorithm",
     "GreedyEnsembleAlgorithm",
     "LearnedWeightsAlgorithm",
     "LogOpinionPool",
@@ -77,6 +79,7 @@ _MODULE_OF = {
     "Reducer": "reducer",
     "ClassScoreReducer": "reducers.class_scores",
     "SavedEnsemblePool": "saved_pool",
+    "EnsembleReportAlgorithm": "report.method",
     "CalibratedEnsembleAlgorithm": "selection.calibration",
     "GreedyEnsembleAlgorithm": "selection.weights",
     "LearnedWeightsAlgorithm": "selection.weights",

@@ -96,6 +96,7 @@ class ParallelEnsemble(nn.Module):
         self.output_keys = checked_keys(output_keys)
         self.output_device = None if output_device is None else torch_device(_one_device(output_device))
         self.autocast = autocast
+        self.cache = cache
         self._compile_options = compile_options(compile)
         self._workers = Workers(executor, compiled=self._compile_options is not None)
         sizes = None if settled else [module_bytes(model) for model in models]
