@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +17,10 @@ import pytest
 REPO = Path(__file__).parent.parent
 # tqdm's refresher and the watchdog: one a process, by design
 LIBRARY_THREADS = ("TMonitor", "tqdm_monitor", "pytest_timeout")
+
+# a shell's background job ignores Control-C, and so would the processes that tests start; some tests send it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
 
