@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from fusion_ensemble_plugin.cache.outputs import OutputCache
 from fusion_ensemble_plugin.device_map import DeviceMap
 from fusion_ensemble_plugin.executor import Executor
-from fusion_ensemble_plugin.fields import checked_keys
+from fusion_ensemble_plugin.fields import checked_keys, kept_fields
 from fusion_ensemble_plugin.groups import Group, group_members
 from fusion_ensemble_plugin.guard import Inputs
+from fusion_ensemble_plugin.heads import task_heads
 from fusion_ensemble_plugin.members import Members, member_device
 from fusion_ensemble_plugin.outputs import Fold
 from fusion_ensemble_plugin.placement import Placement, resolve
@@ -109,6 +110,7 @@ class ParallelEnsemble(nn.Module):
         if stacked:
             groups = group_members(self.model_list, self.member_weights)
             self.model_list.check_stackable([group.members for group in groups], self.names)
+        self.task_heads = task_heads(self.model_list, self.names)
         self._compile()
 
     @property
@@ -184,12 +186,17 @@ class ParallelEnsemble(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run all members on the same input and reduce their outputs.
 
+        Members with a head of their own each are combined below it: see `fusion_ensemble_plugin.heads`.
+
         Raises:
             Exception: A failing member's own error, with a note that names the member and its device.
             TypeError: If an input cannot be moved to a member's device.
             ValueError: If the members' outputs do not fit together, naming field and members.
         """
-        return self.run_members(forward, (args, kwargs))
+        if self.task_heads is None:
+            return self.run_members(forward, (args, kwargs))
+        features = self.run_members(self.task_heads.below, (args, kwargs), partial(Fold, self.reducer))
+        return kept_fields(self.task_heads(features, *args, **kwargs), self.output_keys)
 
     def run_members(self, call: MemberCall, inputs: Inputs, new_fold: Callable[[], Fold] | None = None) -> Any:
         """Run a call on every member, each where it is and all at the same time, and reduce what they return.

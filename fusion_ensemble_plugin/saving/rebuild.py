@@ -16,12 +16,10 @@ import transformers
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
+from fusion_ensemble_plugin.heads import returns_logits
 from fusion_ensemble_plugin.saving.weights import Tensors
 
 log = logging.getLogger(__name__)
-
-HOST_POOLS = "fusion_bench.modelpool."
-"""Where the functions come from that FusionBench's image pools set as a model's ``forward``: logits alone."""
 
 GENERATION = "generation_config.json"
 
@@ -32,18 +30,14 @@ class LogitsForward:
     Unlike a function that has closed over one model, it belongs to the copy when the model is copied, and it pickles.
     """
 
+    returns_logits = True
+
     def __init__(self, original: Callable[..., Any]) -> None:
         self.original = original
 
     def __call__(self, pixel_values: Any, **kwargs: Any) -> Any:
         """Return the logits, (batch, classes)."""
         return self.original(pixel_values=pixel_values, **kwargs).logits
-
-
-def returns_logits(member: nn.Module) -> bool:
-    """Say whether FusionBench's pools, or this module, have replaced the ``forward`` by one that returns logits."""
-    own = vars(member).get("forward")
-    return isinstance(own, LogitsForward) or str(getattr(own, "__module__", "")).startswith(HOST_POOLS)
 
 
 def is_rebuildable(member: nn.Module) -> bool:

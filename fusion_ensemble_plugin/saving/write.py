@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import nn
 
+from fusion_ensemble_plugin.heads import returns_logits
 from fusion_ensemble_plugin.notes import add_note
 from fusion_ensemble_plugin.saving import rebuild
 from fusion_ensemble_plugin.saving.folder import check_space, check_target, data_folder, staged
@@ -115,7 +116,7 @@ def _write_member(
         log.warning("member %r (%s) is saved as weights alone: who loads it gives the module", name, where)
         return SavedMember(name, weight, MODULE, where, place, **common)
     rebuild.write_configs(member, folder)
-    common |= {"attention": rebuild.attention_of(member), "logits_only": rebuild.returns_logits(member)}
+    common |= {"attention": rebuild.attention_of(member), "logits_only": returns_logits(member)}
     return SavedMember(name, weight, TRANSFORMERS, type(member).__name__, place, **common)
 
 
