@@ -30,8 +30,8 @@ METHODS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 NAMES = ["mnist", "svhn", "a.b", "dtd", "keys"]
 LANES = ["cpu:0", "cpu:1", "cpu:0", "cpu:2", "cpu:1"]
 
-NEED_MORE = ["clip_logit_ensemble", "calibrated_ensemble", "greedy_ensemble", "learned_weights"]
-"""Methods that need a CLIP pool, or a task pool to choose by; tested on their own."""
+NEED_MORE = ["clip_logit_ensemble", "calibrated_ensemble", "ensemble_report", "greedy_ensemble", "learned_weights"]
+"""Methods that need a CLIP pool, or a task pool; tested on their own."""
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_every_option_of_the_simple_ensemble_is_in_each_method_and_written_once(
     shared = set(yaml.safe_load((FOLDER / "simple_ensemble.yaml").read_text()))
     assert shared <= set(composed(name).config)
     if name != "simple_ensemble":
-        assert own & shared <= {"_target_", "reducer"}
+        assert own & shared <= {"_target_", "reducer", "cache"}
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -23,6 +23,7 @@ from fusion_ensemble_plugin.clip_logits import ClipLogitEnsemble, check_logit_re
 from fusion_ensemble_plugin.ensemble import ParallelEnsemble
 from fusion_ensemble_plugin.memory import parse_bytes
 from fusion_ensemble_plugin.plugins import make_reducer
+from fusion_ensemble_plugin.reducer import weight_rule
 from fusion_ensemble_plugin.report.compare import METRICS, Comparison
 from fusion_ensemble_plugin.report.entries import Entry, entries, variant_problems
 from fusion_ensemble_plugin.report.progress import Finished
@@ -47,6 +48,7 @@ class EnsembleReportAlgorithm(ClassScoreEnsembleAlgorithm):
         subsets: How many ensembles of each size between 2 and all but two members.
         metrics: Metrics of class probabilities; None for all.
         weight_average: Whether to evaluate FusionBench's average of the members' weights too.
+        plots: Whether to draw pictures.
         seed: Of drawn subsets and of bootstrap intervals.
         resume: Keep what is done until the report is written, so that the same command goes on after an interruption.
         batch_bytes: Memory for the task pool's batches, which are then read once, such as "2GiB".
@@ -61,6 +63,7 @@ class EnsembleReportAlgorithm(ClassScoreEnsembleAlgorithm):
     subsets: int
     metrics: Any
     weight_average: bool
+    plots: bool
     seed: int
     resume: bool
     batch_bytes: Any
@@ -73,6 +76,7 @@ class EnsembleReportAlgorithm(ClassScoreEnsembleAlgorithm):
         subsets: int = 3,
         metrics: Sequence[str] | None = None,
         weight_average: bool = True,
+        plots: bool = True,
         seed: int = 0,
         resume: bool = True,
         batch_bytes: int | str = "2GiB",
@@ -155,6 +159,8 @@ class EnsembleReportAlgorithm(ClassScoreEnsembleAlgorithm):
     ) -> Callable[[], ParallelEnsemble]:
         every = range(len(ensemble.names))
         options = {key: spec[key] for key in ("reducer", "weights") if spec.get(key) is not None}
+        if "weights" not in options and weight_rule(make_reducer(spec.get("reducer") or "mean")) == "equal":
+            options["weights"] = [float(weight != 0) for weight in ensemble.member_weights]
         if not self._by_logits(spec, modelpool) or isinstance(ensemble, ClipLogitEnsemble):
             return lambda: ensemble.subset(list(every), **options)
         return partial(self._towers, ensemble, modelpool, options)
@@ -249,7 +255,7 @@ class EnsembleReportAlgorithm(ClassScoreEnsembleAlgorithm):
         if getattr(rank_zero_only, "rank", 0) != 0:
             self.report = comparison.content()
             return
-        self.report = write_report(comparison, folder)
+        self.report = write_report(comparison, folder, self.plots)
         finished.clear()
         show = partial(_show, self.report, folder)
         if program is None:

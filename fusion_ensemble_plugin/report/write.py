@@ -30,7 +30,7 @@ JSON = "ensemble_report.json"
 MARKDOWN = "ensemble_report.md"
 
 
-def write_report(comparison: Comparison, folder: Path) -> dict[str, Any]:
+def write_report(comparison: Comparison, folder: Path, pictures: bool = True) -> dict[str, Any]:
     """Write all files to a folder; one that can't be written costs a message, and the others are written.
 
     Returns:
@@ -41,7 +41,10 @@ def write_report(comparison: Comparison, folder: Path) -> dict[str, Any]:
         lambda: folder.mkdir(parents=True, exist_ok=True),
         lambda: (folder / JSON).write_text(json.dumps(finite(content), indent=2) + "\n"),
         lambda: (folder / MARKDOWN).write_text(markdown(content)),
-        *[lambda name=name, draw=draw: save(draw(), folder / name) for name, draw in plots(comparison)],
+        *[
+            lambda name=name, draw=draw: save(draw(), folder / name)
+            for name, draw in (plots(comparison) if pictures else [])
+        ],
     ]
     for task in tasks:
         try:
