@@ -271,3 +271,12 @@ def test_an_error_in_a_stack_names_its_members() -> None:
     with pytest.raises(RuntimeError) as error:
         stacked(mlps(2), names=["svhn", "dtd"])(torch.ones(1, 7))
     assert "raised by ensemble members 'svhn', 'dtd', run as one on cpu:0" in getattr(error.value, "__notes__", [])
+
+
+@torch.no_grad()
+def test_what_is_not_their_forward_runs_member_by_member() -> None:
+    members, x = mlps(3), torch.randn(4, 8)
+    ensemble = stacked(copy.deepcopy(members))
+    ensemble(x)
+    result = ensemble.run_members(lambda index, member, args, kwargs: (index + 1) * member(*args), ((x,), {}))
+    torch.testing.assert_close(result, sum((index + 1) * member(x) for index, member in enumerate(members)) / 3)
