@@ -192,6 +192,20 @@ def test_members_run_once_a_batch(method: type[SelectingEnsembleAlgorithm], opti
     ensemble.close()
 
 
+@pytest.mark.parametrize("keep", [0, "4GiB"])
+def test_a_cache_on_disk_serves_the_next_search_and_what_does_not_fit_in_memory(
+    keep: int | str, tmp_path: Path
+) -> None:
+    models = members(3)
+    options: dict[str, Any] = {"cache": "disk", "cache_dir": str(tmp_path), "cache_bytes": 0, "keep_bytes": keep}
+    first, second = (GreedyEnsembleAlgorithm(selection_taskpool=pool(), **options) for _ in range(2))
+    first.run(models)
+    assert [member.runs for member in models.values()] == [2 * 3] * 3
+    second.run(models)
+    assert [member.runs for member in models.values()] == [2 * 3] * 3
+    assert first.selection == second.selection == _by(GreedyEnsembleAlgorithm(selection_taskpool=pool()))
+
+
 def test_members_run_once_for_a_task_pool_too_that_makes_its_data_anew_and_copies_the_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
