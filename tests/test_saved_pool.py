@@ -10,8 +10,11 @@ import torch
 from conftest import RunCli
 from fusion_bench.method import SimpleAverageAlgorithm
 from saved_ensembles import IMAGES, assert_same_bits, mlp, tower, two_towers
+from transformers import CLIPVisionModel
 
 from fusion_ensemble_plugin import ParallelEnsemble, SavedEnsemblePool, SimpleEnsembleAlgorithm
+
+TASKS = "taskpool=CLIPVisionModelTaskPool/clip-vit-tiny_TA4"
 
 
 @pytest.fixture
@@ -43,6 +46,16 @@ def test_the_hosts_methods_take_it(folder: Path) -> None:
         torch.testing.assert_close(found, (towers[0][name] + towers[1][name]) / 2)
 
 
+def test_what_a_method_makes_of_it_is_saved_as_such_models_are(folder: Path, tmp_path: Path) -> None:
+    pool = SavedEnsemblePool(str(folder))
+    pool.save_model(tower(1), str(tmp_path / "one"))
+    assert_same_bits(CLIPVisionModel.from_pretrained(tmp_path / "one"), tower(1), IMAGES)
+    pool.save_model(two_towers(), str(tmp_path / "both"))
+    assert SavedEnsemblePool(str(tmp_path / "both")).model_names == ["mnist", "svhn"]
+    pool.save_model(mlp(0), str(tmp_path / "mlp.pt"))
+    mlp(1).load_state_dict(torch.load(tmp_path / "mlp.pt", weights_only=True))
+
+
 def test_it_goes_through_a_yaml_file_and_back(folder: Path, tmp_path: Path) -> None:
     SavedEnsemblePool(str(folder)).to_yaml(tmp_path / "pool.yaml")
     pool = SavedEnsemblePool.from_yaml(tmp_path / "pool.yaml")
@@ -63,17 +76,21 @@ def test_a_folder_that_is_none_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # the first run may train the benchmark
-def test_what_one_command_saves_another_evaluates_to_the_same_numbers(run_cli: RunCli, tmp_path: Path) -> None:
-    saved = tmp_path / "saved"
-    method = ["method=ensemble/simple_ensemble", "taskpool=CLIPVisionModelTaskPool/clip-vit-tiny_TA4"]
-    pools = {
-        "first": ["modelpool=CLIPVisionModelPool/clip-vit-tiny_TA4", f"merged_model_save_path={saved}"],
-        "second": ["modelpool=saved_ensemble", f"modelpool.path={saved}"],
+def test_what_one_command_saves_others_evaluate_and_merge(run_cli: RunCli, tmp_path: Path) -> None:
+    ensemble, pool = "ensemble/simple_ensemble", ["modelpool=saved_ensemble", f"modelpool.path={tmp_path}/ensemble"]
+    runs = {
+        "ensemble": [f"method={ensemble}", "modelpool=CLIPVisionModelPool/clip-vit-tiny_TA4"],
+        "again": [f"method={ensemble}", *pool],
+        "average": ["method=simple_average", *pool],
     }
-    for name, pool in pools.items():
-        run_cli("fast_dev_run=true", f"report_save_path={tmp_path}/{name}.json", *method, *pool, cwd=tmp_path)
-    first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in pools)
-    assert first["mnist"]["accuracy"] > 0
-    assert {key: value for key, value in first.items() if key != "model_info"} == {
-        key: value for key, value in second.items() if key != "model_info"
-    }
+    found = {}
+    for name, arguments in runs.items():
+        paths = (f"merged_model_save_path={tmp_path}/{name}", f"report_save_path={tmp_path}/{name}.json")
+        run_cli("fast_dev_run=true", TASKS, *arguments, *paths, cwd=tmp_path)
+        found[name] = json.loads((tmp_path / f"{name}.json").read_text())
+    assert found["ensemble"]["mnist"]["accuracy"] > 0
+    assert found["again"] == found["ensemble"]
+    average = CLIPVisionModel.from_pretrained(tmp_path / "average")
+    merged = SimpleAverageAlgorithm(show_pbar=False).run(SavedEnsemblePool(str(tmp_path / "again")))
+    torch.testing.assert_close(average.state_dict(), merged.state_dict())
+    assert found["average"]["mnist"] != found["ensemble"]["mnist"]
