@@ -7,7 +7,6 @@ from typing import Any
 from fusion_bench.mixins.serialization import BaseYAMLSerializable, auto_register_config
 from fusion_bench.modelpool.base_pool import BaseModelPool
 from omegaconf import OmegaConf
-from torch import nn
 
 from fusion_ensemble_plugin.saving.manifest import MODULE, read_manifest
 from fusion_ensemble_plugin.saving.source import local_folder
@@ -55,11 +54,11 @@ class SavedEnsemblePool(BaseModelPool):
         models = {member.name: {"_target_": load, "path": str(folder), "name": member.name} for member in members}
         super().__init__(OmegaConf.create(models), **kwargs)
 
-    def save_model(self, model: nn.Module, path: str, **kwargs: Any) -> None:
+    def save_model(self, model: Any, path: str, **kwargs: Any) -> None:
         """Save what a method has made: as a model of transformers or an ensemble saves itself, else its state dict.
 
         Args:
-            model: A model.
+            model: A module.
             path: A folder, or the state dict's file.
             **kwargs: What ``merged_model_save_kwargs`` holds.
         """
