@@ -23,6 +23,7 @@ from fusion_ensemble_plugin.placement import Placement, resolve
 from fusion_ensemble_plugin.plugins import make_reducer
 from fusion_ensemble_plugin.reducer import ListReducer, Reducer, reduce_tensors, weight_rule
 from fusion_ensemble_plugin.runner import MemberCall, MemberRunner, forward
+from fusion_ensemble_plugin.shared_config import shared
 from fusion_ensemble_plugin.sizes import module_bytes
 from fusion_ensemble_plugin.transfer import device_of, scatter, torch_device
 from fusion_ensemble_plugin.weights import Weights, resolve_weights
@@ -138,13 +139,34 @@ class ParallelEnsemble(nn.Module):
 
     @property
     def config(self) -> Any:
-        """The first member's ``config``."""
-        return self.model_list[0].config
+        """The members' ``config``: read from the first, written to all; see `SharedConfig`."""
+        return shared(list(self.model_list), "config")
 
     @property
     def generation_config(self) -> Any:
-        """The first member's ``generation_config``."""
-        return self.model_list[0].generation_config
+        """The members' ``generation_config``, in the same way."""
+        return shared(list(self.model_list), "generation_config")
+
+    @property
+    def name_or_path(self) -> str:
+        """The members' names, as a model's card or log shows where it comes from."""
+        return f"ensemble of {', '.join(self.names)}"
+
+    @property
+    def train_preprocess(self) -> Any:
+        """The first member's way to prepare images for training, as OpenCLIP encoders have it."""
+        return self.model_list[0].train_preprocess
+
+    @property
+    def val_preprocess(self) -> Any:
+        """The first member's way to prepare images for evaluation."""
+        return self.model_list[0].val_preprocess
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Tie the weights of each member that ties any."""
+        for member in self.model_list:
+            if callable(tie := getattr(member, "tie_weights", None)):
+                tie(*args, **kwargs)
 
     def can_generate(self) -> bool:
         """Say whether the members are language models that can `generate` together."""

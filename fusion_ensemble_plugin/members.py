@@ -29,7 +29,7 @@ class Members(nn.ModuleList):
     Args:
         models: The members, taken one by one: each is moved before the next is asked for. They are moved, not copied,
             except where two that share parameters go to different devices.
-        placement: One device a member, or None.
+        placement: One device a member, or None, as a slice of members has it.
         offload: Where the members are kept that the placement offloads: "cpu" or "disk".
 
     Examples:
@@ -38,7 +38,9 @@ class Members(nn.ModuleList):
         (device(type='cpu'), torch.float64)
     """
 
-    def __init__(self, models: Iterable[nn.Module], placement: Placement | None, offload: str | None = None) -> None:
+    def __init__(
+        self, models: Iterable[nn.Module], placement: Placement | None = None, offload: str | None = None
+    ) -> None:
         super().__init__()
         self.placement = placement
         self._offloaded: dict[int, OffloadedMember] = {}

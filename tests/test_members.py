@@ -224,3 +224,10 @@ def test_checkpoints_go_to_and_from_the_hosts_ensemble_through_a_file(device_map
 def test_a_checkpoint_of_another_number_of_members_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"Missing key.*model_list\.2\.linear\.weight"):
         runnable().load_state_dict(EnsembleModule([Normed() for _ in range(2)]).state_dict())
+
+
+def test_a_slice_of_members_is_a_list_of_them_that_places_none() -> None:
+    ensemble = ParallelEnsemble([nn.Linear(2, 2) for _ in range(3)], ["cpu:0", "cpu:1", "cpu:0"])
+    part = ensemble.model_list[1:]
+    assert list(part) == list(ensemble.model_list)[1:]
+    assert part.placement is None
