@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-from fusion_ensemble_plugin.tree import flatten, map_leaves
+from fusion_ensemble_plugin.tree import flatten, unflatten
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -18,9 +18,13 @@ class SharedInputs:
     """Inputs that several members share, with the tensors whose version counters tell whether one wrote to them."""
 
     def __init__(self, inputs: Inputs) -> None:
-        self.inputs = inputs
-        leaves = flatten(inputs)[0]
-        self._counted = [leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_inference()]
+        self._leaves, self._structure = flatten(inputs)
+        self._counted = [leaf for leaf in self._leaves if isinstance(leaf, Tensor) and not leaf.is_inference()]
+
+    @property
+    def inputs(self) -> Inputs:
+        """The inputs, in containers made anew: a member may take a value out of a dict, or put one in."""
+        return self._with(lambda leaf: leaf)
 
     def versions(self) -> list[int]:
         """Return how often each tensor was written to; inference tensors do not count."""
@@ -32,11 +36,15 @@ class SharedInputs:
         Lanes run at the same time on one tensor; by its one counter, each would seem to have written what any one did.
         Tensors that require gradients keep theirs.
         """
-        return SharedInputs(map_leaves(_counted_apart, self.inputs))
+        return SharedInputs(self._with(_counted_apart))
 
     def copy(self) -> SharedInputs:
         """Return a copy of all tensors, in the same containers."""
-        return SharedInputs(map_leaves(_copied, self.inputs))
+        return SharedInputs(self._with(_copied))
+
+    def _with(self, function: Callable[[Any], Any]) -> Inputs:
+        inputs: Inputs = unflatten(self._structure, map(function, self._leaves))
+        return inputs
 
 
 class InputGuard:

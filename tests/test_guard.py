@@ -58,6 +58,41 @@ def test_neither_the_other_members_nor_the_caller_see_what_a_member_writes(devic
     ensemble.close()
 
 
+class Doubling(nn.Module):
+    """Puts something else into its input's containers and takes something out, as a model does with its batch."""
+
+    def forward(self, batch: dict[str, Any], rows: list[Tensor]) -> Tensor:
+        batch["x"] = batch["x"] * 2
+        batch["added"] = 1
+        return batch["x"] + batch.pop("y") + rows.pop()
+
+
+@pytest.mark.parametrize("device_map", MAPS)
+def test_what_a_member_puts_into_containers_or_takes_out_of_them_is_its_own_affair(device_map: Any) -> None:
+    ensemble = ParallelEnsemble([Doubling(), Doubling(), Doubling()], device_map)
+    batch, rows = {"x": torch.ones(2), "y": torch.ones(2)}, [torch.ones(2)]
+    for _ in range(3):
+        assert ensemble(batch, rows=rows).tolist() == [4, 4]
+        assert same(batch, {"x": torch.ones(2), "y": torch.ones(2)})
+        assert same(rows, [torch.ones(2)])
+    ensemble.close()
+
+
+@pytest.mark.parametrize("device_map", MAPS)
+def test_inputs_that_are_no_tensors_come_as_they_are(device_map: Any) -> None:
+    class Echo(nn.Module):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return [id(arg) for arg in args], kwargs
+
+    ensemble, thing = ParallelEnsemble([Echo(), Echo(), Echo()], device_map), object()
+    for _ in range(3):
+        assert ensemble(None, thing, "text", flag=True, size=(3, None)) == (
+            [id(None), id(thing), id("text")],
+            {"flag": True, "size": (3, None)},
+        )
+    ensemble.close()
+
+
 def test_the_hosts_ensemble_is_corrupted_by_it() -> None:
     x = torch.tensor([1.0, 3.0])
     EnsembleModule([InPlace(), Reader()])(x)
