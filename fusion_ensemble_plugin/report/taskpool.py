@@ -6,7 +6,7 @@ import io
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_only
@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from fusion_ensemble_plugin.report.compare import numbers, task_names
 from fusion_ensemble_plugin.report.observe import LOADERS, Observer, Scores, observing
 from fusion_ensemble_plugin.report.progress import Evaluated, Finished
+from fusion_ensemble_plugin.report.prompts import prompts_kept
 from fusion_ensemble_plugin.selection.batches import Budget, batches_kept
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class ReportingTaskPool:
         self._finished = finished
         self._complete = complete
         self._batch_bytes = batch_bytes
-        self._batches: Any = None
+        self._kept = ExitStack()
         self._progress: Any = None
 
     def evaluate(self, model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -77,8 +78,9 @@ class ReportingTaskPool:
     def _begin(self) -> None:
         if self._progress is not None:
             return
-        self._batches = batches_kept(self._taskpool, Budget(self._batch_bytes))
-        self._batches.__enter__()
+        self._kept = ExitStack()
+        self._kept.enter_context(batches_kept(self._taskpool, Budget(self._batch_bytes)))
+        self._kept.enter_context(prompts_kept(self._taskpool))
         loaders = getattr(self._taskpool, LOADERS, None)
         each = sum(map(len, loaders.values())) if isinstance(loaders, Mapping) else None
         total = each and each * len(self._names)
@@ -87,9 +89,9 @@ class ReportingTaskPool:
 
     def _end(self) -> None:
         if self._progress is not None:
-            self._batches.__exit__(None, None, None)
+            self._kept.close()
             self._progress.close()
-            self._batches = self._progress = None
+            self._progress = None
 
     def __getattr__(self, name: str) -> Any:
         if name == "_taskpool":
