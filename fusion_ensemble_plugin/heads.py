@@ -35,9 +35,9 @@ class TaskHeads(nn.Module):
 
     def __init__(self, members: Members, names: Sequence[str], target: str) -> None:
         super().__init__()
-        from fusion_bench.models.wrappers.switch import SwitchModule  # whose members these are, has it loaded already
+        from fusion_ensemble_plugin.task_choice import TaskChoice  # imports FusionBench, whose models have targets
 
-        self.task = SwitchModule({name.replace(".", "_"): nn.Identity() for name in names})
+        self.task = TaskChoice(names)
         self._members = (members,)  # in a tuple: they are the ensemble's submodules, not this one's
         self._target = target
 
@@ -54,10 +54,8 @@ class TaskHeads(nn.Module):
             *args: What the model was called with.
             **kwargs: The same, by name.
         """
-        active: Any = self.task._active_option
-        index = list(self.task._option_modules).index(active)
         (members,) = self._members
-        with members.at_work(index) as member:
+        with members.at_work(self.task.index) as member:
             device = member_device(member)
             if device is not None:
                 features, args, kwargs = move((features, args, kwargs), device, "input")

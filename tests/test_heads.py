@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,13 @@ def pool(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     from fusion_bench.modelpool import ConvNextForImageClassificationPool
 
     return ConvNextForImageClassificationPool({name: str(folder / name) for name in CLASSES})
+
+
+def with_targets(classes: Iterable[int]) -> list[ConvNextForImageClassification]:
+    models = [classifier(count, seed, f"task {seed}") for seed, count in enumerate(classes)]
+    for model in models:
+        model._fusion_bench_target_modules = ["convnext"]
+    return models
 
 
 @torch.no_grad()
@@ -88,6 +96,35 @@ def test_of_copies_it_means_what_the_hosts_average_of_weights_means(pool: Any, f
 def test_a_task_without_a_head_is_told_with_those_there_are(pool: Any) -> None:
     with pytest.raises(ValueError, match="mnist"):
         set_active_option(SimpleEnsembleAlgorithm().run(pool), "sun397")
+
+
+@torch.no_grad()
+def test_tasks_have_any_name_that_a_member_can_have() -> None:
+    names = ["keys", "a.b", "a_b", "MNIST", "mnist", "org/cars"]
+    ensemble = ParallelEnsemble(with_targets(range(2, 8)), names=names)
+    for task, classes in zip([*names, "Org-Cars"], [*range(2, 8), 7]):
+        assert set_active_option(ensemble, task)
+        assert ensemble(PIXELS).logits.shape == (2, classes)
+    with pytest.raises(ValueError, match=r"task 'Mnist': needed is one member .*'MNIST', 'mnist'"):
+        set_active_option(ensemble, "Mnist")
+    assert ensemble(PIXELS).logits.shape == (2, 7)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("option", ["cached", "offloaded"])
+def test_heads_are_applied_to_members_that_are(option: str, pool: Any, folder: Path) -> None:
+    options = {
+        "cached": {"cache": "memory"},
+        "offloaded": {"device_map": "cpu", "offload": "disk", "max_memory": {"cpu": "30KiB"}},
+    }
+    ensemble = SimpleEnsembleAlgorithm(**options[option]).run(pool)
+    assert (ensemble.cache is not None, bool(ensemble.placement and ensemble.placement.offloaded)) == (
+        option == "cached",
+        option == "offloaded",
+    )
+    for task in ("dtd", "mnist", "dtd"):
+        set_active_option(ensemble, task)
+        torch.testing.assert_close(ensemble(PIXELS).double(), oracle(folder, task), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
