@@ -149,8 +149,8 @@ class ParallelEnsemble(nn.Module):
 
     @property
     def name_or_path(self) -> str:
-        """The members' names, as a model's card or log shows where it comes from."""
-        return f"ensemble of {', '.join(self.names)}"
+        """Where the first member comes from: lm-eval loads a language model's tokenizer from there."""
+        return str(self.model_list[0].name_or_path)
 
     @property
     def train_preprocess(self) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -75,8 +76,12 @@ def test_models_without_a_config_have_none_as_an_ensemble() -> None:
     assert not hasattr(ParallelEnsemble([nn.Identity(), nn.Identity()]), "val_preprocess")
 
 
-def test_it_says_what_it_is_made_of() -> None:
-    assert two_towers().name_or_path == "ensemble of mnist, svhn"
+def test_it_is_called_as_the_first_member_for_its_tokenizer_is_loaded_from_there(tmp_path: Path) -> None:
+    for name in ("chat", "code"):
+        GPT2LMHeadModel(config()).save_pretrained(tmp_path / name)
+    members = [GPT2LMHeadModel.from_pretrained(tmp_path / name) for name in ("chat", "code")]
+    assert ParallelEnsemble(members).name_or_path == str(tmp_path / "chat")
+    assert not hasattr(ParallelEnsemble([nn.Identity(), nn.Identity()]), "name_or_path")
 
 
 def test_weights_are_tied_in_each_member() -> None:

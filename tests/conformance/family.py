@@ -49,6 +49,7 @@ class Family:
         figures: What of the report is compared.
         needs: A package that is not always there.
         alike: How many methods have another one's figures.
+        path: Where Python finds a package that stands for one that can't be installed.
         environment: Environment variables for a run in the folder.
     """
 
@@ -64,6 +65,7 @@ class Family:
     figures: Callable[[Any], Figures] = lambda report: flat(report)
     needs: str | None = None
     alike: int = 0
+    path: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -112,7 +114,8 @@ def run_in_process(family: Family, arguments: Sequence[str], folder: Path) -> An
     # the host's image classification pools import `typing.override`, which Python has from 3.12 on
     override = patch.object(typing, "override", typing_extensions.override, create=True)
     environment = patch.dict(os.environ, {**family.environment, "HYDRA_FULL_ERROR": "1"})
-    with _working_in(folder), patch.object(sys, "argv", line), environment, override:
+    path = patch.object(sys, "path", [*sys.path, *([family.path] if family.path else [])])
+    with _working_in(folder), patch.object(sys, "argv", line), environment, override, path:
         # as `fusion_bench.scripts.cli` does at its import, for the folder that is current then
         hydra.main(config_path=get_default_config_path(), config_name="fabric_model_fusion", version_base=None)(main)()
     (written,) = folder.glob(family.report)

@@ -1,0 +1,1 @@
+"""What stands for packages that can't be installed where the tests run."""
