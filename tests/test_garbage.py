@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import signal
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -150,16 +149,16 @@ def ended(workers: set[threading.Thread]) -> bool:
 def test_control_c_ends_a_forward_and_leaves_the_ensemble_usable(executor: str) -> None:
     ensemble, x = ensemble_of(executor, count=2), torch.randn(2, 3)
     expected = ensemble(x)["logits"]
-    running = threading.Event()
+    running, pressed = threading.Event(), threading.Event()
 
     def slow() -> None:
         running.set()
-        time.sleep(0.3)
+        pressed.wait(30)
 
     def press() -> None:
         running.wait(30)
-        time.sleep(0.05)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        pressed.set()
 
     for member in ensemble.model_list:
         member.first = slow
