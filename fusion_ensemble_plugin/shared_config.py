@@ -48,6 +48,11 @@ class SharedConfig:
         for config in self._configs:
             delattr(config, name)
 
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        """Write several values, as the configs of transformers do; returns what the first one does."""
+        first, *_ = [config.update(*args, **kwargs) for config in self._configs]
+        return first
+
     def __copy__(self) -> Any:
         return copy.copy(self._configs[0])
 

@@ -46,6 +46,14 @@ def test_what_is_written_to_the_generation_config_reaches_every_member() -> None
     assert ensemble.generate(TOKENS).shape == (2, 7)
 
 
+def test_an_update_reaches_every_members_configs() -> None:
+    ensemble = ParallelEnsemble([GPT2LMHeadModel(config()).eval() for _ in range(2)])
+    ensemble.config.update({"pad_token_id": 5})
+    assert ensemble.generation_config.update(max_new_tokens=3, colour="blue") == {"colour": "blue"}
+    assert [member.config.pad_token_id for member in ensemble.model_list] == [5, 5]
+    assert [member.generation_config.max_new_tokens for member in ensemble.model_list] == [3, 3]
+
+
 def test_a_shared_config_passes_for_the_first_members() -> None:
     ensemble = two_towers()
     first = ensemble.model_list[0].config
