@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ class Pure(Member):
 @pytest.fixture(autouse=True)
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what interrupted runs leave in the test's own folder."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("FUSION_ENSEMBLE_CACHE", str(tmp_path / "cache"))
     Pure.ran.clear()
 
 
@@ -58,7 +59,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path
     """Return a report and its folder."""
     folder = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setenv("FUSION_ENSEMBLE_CACHE", str(folder / "cache"))
         method = EnsembleReportAlgorithm(variants=["median", "probability_mean"], weights=[1, 2, 1, 1])
         Pure.ran.clear()
         report = method.evaluate(pool(), PointsTaskPool(TASKS), folder / "out")
@@ -257,3 +258,10 @@ def test_wrong_options_are_told_together_before_a_model_is_loaded() -> None:
         assert part in str(told.value)
     with pytest.raises(ValueError, match="without FusionBench's program"):
         EnsembleReportAlgorithm(plots=False).run(pool())
+
+
+def test_a_program_without_a_task_pool_or_that_saves_is_refused() -> None:
+    method = EnsembleReportAlgorithm()
+    method._program = SimpleNamespace(taskpool=None, merged_model_save_path="here")  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"needs a task pool.*leave merged_model_save_path null"):
+        method.run(pool())

@@ -184,8 +184,13 @@ def _folder(cache_dir: Any) -> Path:
 
 
 def user_folder() -> Path:
-    """Return the folder in which this package keeps what may be deleted at any time."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fusion-ensemble-plugin"
+    """Return the folder in which this package keeps what may be deleted at any time.
+
+    It is ``$FUSION_ENSEMBLE_CACHE``, or else in the user's cache folder.
+    """
+    given = os.environ.get("FUSION_ENSEMBLE_CACHE")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(given) if given else home / "fusion-ensemble-plugin"
 
 
 def output_bytes(output: Any) -> int | None:
