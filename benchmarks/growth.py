@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -30,7 +31,9 @@ def measure(arguments: argparse.Namespace) -> Result:
     for count in powers_of_two(most):
         calls[f"ensemble {count}"] = partial(ParallelEnsemble(members[:count]), x)
         calls[f"members {count}"] = partial(_call_all, members[:count], x)
-    seconds = in_turn(calls, arguments.rounds, {name: most // int(name.split()[1]) for name in calls})
+    seconds = in_turn(
+        calls, arguments.rounds, {name: most // int(name.split()[1]) for name in calls}, time.process_time
+    )
     fastest = quietest(seconds)
     lines = {
         name: {count: 1000 * fastest[f"{name} {count}"] / count for count in powers_of_two(most)}
@@ -44,7 +47,7 @@ def measure(arguments: argparse.Namespace) -> Result:
     figures.insert(0, Figure("largest change of a member's time", worst, limit=LIMIT))
     title = f"tiny ViTs, batch {batch}: time a member, from 1 to {most} members"
     series = Series("members", "milliseconds a member", lines)
-    note = "Each time is the shortest of its rounds."
+    note = "Processor time of one thread; each is the shortest of its rounds."
     return Result(title, figures, note, seconds, series)
 
 
