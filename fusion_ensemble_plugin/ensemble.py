@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fusion_ensemble_plugin.absent import Absent
 from fusion_ensemble_plugin.cache.outputs import OutputCache
 from fusion_ensemble_plugin.device_map import DeviceMap
 from fusion_ensemble_plugin.executor import Executor
@@ -138,29 +139,34 @@ class ParallelEnsemble(nn.Module):
         return next(floating, torch.get_default_dtype())
 
     @property
+    def _present(self) -> list[Any]:
+        """The members that this process holds."""
+        return [member for member in self.model_list if not isinstance(member, Absent)]
+
+    @property
     def config(self) -> Any:
         """The members' ``config``: read from the first, written to all; see `SharedConfig`."""
-        return shared(list(self.model_list), "config")
+        return shared(self._present, "config")
 
     @property
     def generation_config(self) -> Any:
         """The members' ``generation_config``, in the same way."""
-        return shared(list(self.model_list), "generation_config")
+        return shared(self._present, "generation_config")
 
     @property
     def name_or_path(self) -> str:
         """Where the first member comes from: lm-eval loads a language model's tokenizer from there."""
-        return str(self.model_list[0].name_or_path)
+        return str(self._present[0].name_or_path)
 
     @property
     def train_preprocess(self) -> Any:
         """The first member's way to prepare images for training, as OpenCLIP encoders have it."""
-        return self.model_list[0].train_preprocess
+        return self._present[0].train_preprocess
 
     @property
     def val_preprocess(self) -> Any:
         """The first member's way to prepare images for evaluation."""
-        return self.model_list[0].val_preprocess
+        return self._present[0].val_preprocess
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
         """Tie the weights of each member that ties any."""

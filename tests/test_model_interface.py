@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedConfig
 
 from fusion_ensemble_plugin import ParallelEnsemble
+from fusion_ensemble_plugin.absent import Absent
 
 TOKENS = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 1]])
 LANES = ["cpu:0", "cpu:1"]
@@ -44,6 +45,15 @@ def test_what_is_written_to_the_generation_config_reaches_every_member() -> None
     ensemble.generation_config.pad_token_id = 0
     assert [m.generation_config.max_new_tokens for m in ensemble.model_list] == [3, 3]
     assert ensemble.generate(TOKENS).shape == (2, 7)
+
+
+def test_of_members_that_other_processes_hold_nothing_is_asked() -> None:
+    here = classifiers()[:2]
+    ensemble = ParallelEnsemble([Absent(0), *here])
+    ensemble.config.pad_token_id = 1
+    ensemble.tie_weights()
+    assert [member.config.pad_token_id for member in here] == [1, 1]
+    assert ensemble.name_or_path == here[0].name_or_path
 
 
 def test_an_update_reaches_every_members_configs() -> None:

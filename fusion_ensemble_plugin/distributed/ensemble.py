@@ -114,16 +114,6 @@ class MemberParallel(ParallelEnsemble):
         floating = (p.dtype for p in self._first[1].parameters() if p.is_floating_point())
         return next(floating, torch.get_default_dtype())
 
-    @property
-    def config(self) -> Any:
-        """The ``config`` of the first member of this rank."""
-        return self._first[1].config
-
-    @property
-    def generation_config(self) -> Any:
-        """The ``generation_config`` of the first member of this rank."""
-        return self._first[1].generation_config
-
     def can_generate(self) -> bool:
         """Say no: decoding needs every member at each step."""
         return False
