@@ -30,6 +30,14 @@ def forward(index: int, member: nn.Module, args: tuple[Any, ...], kwargs: dict[s
     return member(*args, **kwargs)
 
 
+def calls_members_only(call: MemberCall) -> bool:
+    """Say whether a call uses a member in no other way than by calling it: forwards, and ensembles' own methods.
+
+    Generation's steps and parts of members do more; what they compute is not kept.
+    """
+    return call is forward or hasattr(getattr(call, "__self__", None), "run_members")
+
+
 _stacking = Lock()  # two callers at once must not stack the same members twice
 
 
@@ -76,7 +84,7 @@ class MemberRunner:
         shared = SharedInputs(inputs) if self._members.placement is None else SharedInputs(inputs).counted_apart()
         seen: Seen = {}
         for index, following in zip(group.members, (*group.members[1:], None)):
-            if self._cache is None:
+            if self._cache is None or not calls_members_only(call):
                 output = self._run_member(call, index, following, shared)
             else:
                 device = group.device or device_of(inputs)
@@ -140,14 +148,13 @@ class MemberRunner:
 
         The weights of an offloaded member are fetched only then, so there is no telling which follow.
         """
-        of_ensemble = call is forward or isinstance(getattr(call, "__self__", None), nn.Module)
         member: Any = Recall(
             self._members[index],
             lambda given: self._run_member(forward, index, None, SharedInputs(given)),
             cache,
             device=device,
             autocast=self._dtype,
-            output_keys=self._output_keys if of_ensemble else None,
+            output_keys=self._output_keys,
             seen=seen,
         )
         args, kwargs = inputs.inputs
