@@ -69,11 +69,18 @@ def task_heads(members: Members, names: Sequence[str]) -> TaskHeads | None:
 
     Raises:
         ValueError: If the members have in common more than one submodule, or not the same ones, or if their
-            ``forward`` is none of their class's.
+            ``forward`` is none of their class's; or if other ranks hold some of them, whose heads are not known here.
     """
-    targets: list[Any] = [getattr(member, TARGETS, None) for member in members]
-    if not any(targets) or any(isinstance(member, Absent) for member in members):
+    here = [member for member in members if not isinstance(member, Absent)]
+    targets: list[Any] = [getattr(member, TARGETS, None) for member in here]
+    if not any(targets):
         return None
+    if len(here) < len(members):
+        common = ", ".join(map(str, next(filter(None, targets))))
+        raise ValueError(
+            f"models that have {common} in common, and perhaps a head each, can't be spread over ranks yet: run them "
+            "with member_parallel=false (device_map and offload spread them there)"
+        )
     if targets.count(targets[0]) != len(targets):
         listed = ", ".join(f"{name!r}: {target}" for name, target in zip(names, targets))
         raise ValueError(f"members name different target modules to combine ({listed})")

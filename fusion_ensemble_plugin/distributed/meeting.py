@@ -102,7 +102,7 @@ def same_names(told_names: Mapping[int, Sequence[str]]) -> None:
         ValueError: If not; says which rank has which members.
     """
     if len({tuple(names) for names in told_names.values()}) > 1:
-        listed = "; ".join(f"rank {rank}: {', '.join(names)}" for rank, names in told_names.items())
+        listed = "; ".join(f"rank {rank}: {', '.join(names)}" for rank, names in sorted(told_names.items()))
         raise ValueError(f"the ranks' model pools differ: {listed}")
 
 
