@@ -23,6 +23,7 @@ docs: $(VENV)/docs.stamp
 	$(BIN)/mkdocs build --strict
 
 bench: $(VENV)/demo.stamp  ## every benchmark, one after another, one table of all, and the documentation's page
+	@for script in startup training decoding; do echo "== $$script"; $(BIN)/python benchmarks/$$script.py || exit 1; done
 	$(BIN)/python -m benchmarks; status=$$?; $(BIN)/python -m benchmarks.page && exit $$status
 
 # A stamp is newer than what it was made from: a second call installs nothing.

@@ -13,7 +13,17 @@ from rich.table import Table
 
 from benchmarks.report import Figure, cells
 
-NAMES = ("sleepers", "sequential", "lanes", "outputs", "offload", "growth", "selection", "accelerator")
+NAMES = (
+    "sleepers",
+    "sequential",
+    "lanes",
+    "outputs",
+    "offload",
+    "growth",
+    "selection",
+    "report_cache",
+    "accelerator",
+)
 HEADER = ("figure", "to reach", "measured", "FusionBench's ensemble")
 MISSED = " (missed)"
 
