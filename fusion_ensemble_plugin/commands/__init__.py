@@ -7,5 +7,5 @@ imported for ``--help``.
 
 from __future__ import annotations
 
-COMMANDS = ("plugins", "doctor")
+COMMANDS = ("plugins", "doctor", "plan")
 """The commands, in the order of ``--help``."""
