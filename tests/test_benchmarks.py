@@ -17,9 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-from fusion_bench.models.wrappers.ensemble import EnsembleModule
-
-from fusion_ensemble_plugin import ParallelEnsemble
 
 REPO = Path(__file__).parent.parent
 COUNTS = (2, 8, 16, 32)
@@ -38,32 +35,32 @@ def benchmark(name: str) -> Any:
     return import_module(f"benchmarks.{name}")
 
 
-def fillers(count: int) -> list[torch.nn.Module]:
-    return [benchmark("models").Filler(benchmark("outputs").ELEMENTS) for _ in range(count)]
+@pytest.fixture(scope="module")
+def outputs_alive(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, float]]:
+    """Return the most outputs in memory by number of members, measured in a process whose heap no other test has used."""
+    folder = tmp_path_factory.mktemp("outputs")
+    command = [sys.executable, "-m", "benchmarks.outputs", "--results", str(folder)]
+    subprocess.run(command, cwd=REPO, capture_output=True, check=False)
+    lines = json.loads((folder / "outputs.json").read_text())["series"]["lines"]
+    return {name: {int(count): value for count, value in line.items()} for name, line in lines.items()}
 
 
 @LINUX_ONLY
-@pytest.mark.parametrize("count", COUNTS)
-@torch.inference_mode()
-def test_at_most_three_outputs_exist_at_a_time(count: int) -> None:
-    assert round(benchmark("outputs").peak_outputs(ParallelEnsemble(fillers(count))), 1) <= 3
+@pytest.mark.slow
+def test_at_most_three_outputs_exist_at_a_time(outputs_alive: dict[str, dict[int, float]]) -> None:
+    assert {count: value <= 3 for count, value in outputs_alive["one place"].items()} == dict.fromkeys(COUNTS, True)
 
 
 @LINUX_ONLY
-@pytest.mark.parametrize("count", COUNTS)
-@torch.inference_mode()
-def test_at_most_three_outputs_exist_at_a_time_on_each_lane(count: int) -> None:
-    ensemble = ParallelEnsemble(fillers(count), benchmark("models").spread(range(count), 2))
-    assert round(benchmark("outputs").peak_outputs(ensemble), 1) <= 2 * 3
-    ensemble.close()
+@pytest.mark.slow
+def test_at_most_three_outputs_exist_at_a_time_on_each_lane(outputs_alive: dict[str, dict[int, float]]) -> None:
+    assert {count: value <= 6 for count, value in outputs_alive["2 lanes"].items()} == dict.fromkeys(COUNTS, True)
 
 
 @LINUX_ONLY
-@pytest.mark.parametrize("count", COUNTS[:3])
-@pytest.mark.filterwarnings("ignore:`torch.jit")
-@torch.inference_mode()
-def test_fusionbench_holds_two_outputs_a_member_and_one(count: int) -> None:
-    assert round(benchmark("outputs").peak_outputs(EnsembleModule(fillers(count)))) == 2 * count + 1
+@pytest.mark.slow
+def test_fusionbench_holds_two_outputs_a_member_and_one(outputs_alive: dict[str, dict[int, float]]) -> None:
+    assert outputs_alive["FusionBench"] == {count: 2 * count + 1 for count in COUNTS}
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")

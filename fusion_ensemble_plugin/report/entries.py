@@ -74,7 +74,7 @@ def drawn_subsets(count: int, each: int, seed: int) -> list[tuple[int, ...]]:
 
     Examples:
         >>> drawn_subsets(4, 3, seed=0)
-        [(0, 2), (0, 3), (2, 3)]
+        [(0, 1), (1, 2), (2, 3)]
         >>> len(drawn_subsets(4, 100, seed=0))
         6
     """
