@@ -37,7 +37,7 @@ def benchmark(name: str) -> Any:
 
 @pytest.fixture(scope="module")
 def outputs_alive(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, float]]:
-    """Return the most outputs in memory by number of members, measured in a process whose heap no other test has used."""
+    """Return the most outputs in memory by number of members, measured in a process whose heap is its own."""
     folder = tmp_path_factory.mktemp("outputs")
     command = [sys.executable, "-m", "benchmarks.outputs", "--results", str(folder)]
     subprocess.run(command, cwd=REPO, capture_output=True, check=False)
