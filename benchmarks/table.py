@@ -22,6 +22,7 @@ NAMES = (
     "growth",
     "selection",
     "report_cache",
+    "ranks",
     "accelerator",
 )
 HEADER = ("figure", "to reach", "measured", "FusionBench's ensemble")

@@ -71,8 +71,8 @@ def test_eight_sleeping_members_on_eight_lanes_take_the_time_of_one() -> None:
 
 
 def quick_names() -> list[str]:
-    """Return the benchmarks that need no trained models."""
-    return [name for name in benchmark("table").NAMES if name not in ("selection", "report_cache")]
+    """Return the benchmarks that need neither trained models nor processes of their own."""
+    return [name for name in benchmark("table").NAMES if name not in ("selection", "report_cache", "ranks")]
 
 
 @LINUX_ONLY
