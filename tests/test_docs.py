@@ -126,9 +126,7 @@ def test_commands_that_need_a_hub_compose(page: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if any(b.language == "python" for b in blocks(page))], ids=page_id
-)
+@pytest.mark.parametrize("page", pages_with(lambda b: b.language in ("bash", "python") and not b.words), ids=page_id)
 def test_the_pages_commands_and_python_run_one_after_another(page: Path, tmp_path: Path) -> None:
     python = ""
     for block in blocks(page):
