@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable
@@ -94,7 +95,9 @@ def ranks_that_fail(rank: int, folder: Path) -> dict[str, Any]:
     _again(rank, folder / "words")
     generating = method().run(members(2))
     found["generate"] = outcome(lambda: generating.generate(torch.zeros(1, 1, dtype=torch.long)))
+    found["pickle"] = outcome(lambda: pickle.dumps(generating))
     _again(rank, folder / "late")
+    found["moved"] = outcome(lambda: generating(rows(rank, 0, 2)))
     if rank == 0:  # the other one never comes
         found["late"] = outcome(lambda: method().run(members(2)))
     return found
@@ -168,6 +171,13 @@ def test_heads_that_other_ranks_hold_are_told(found: list[dict[str, Any]]) -> No
     assert "ValueError" in kinds
     assert kinds <= {"ValueError", RankError.__name__}
     assert all("have backbone in common" in result["heads"][1] for result in found)
+
+
+def test_an_ensemble_belongs_to_the_ranks_that_it_was_built_on(found: list[dict[str, Any]]) -> None:
+    for rank, result in enumerate(found):
+        assert result["pickle"][0] == result["moved"][0] == "ValueError"
+        assert f"holds only the members of rank {rank} of 2" in result["pickle"][1]
+        assert f"was built on rank {rank} of 2" in result["moved"][1]
 
 
 def test_a_rank_that_never_comes_is_named_in_time(found: list[dict[str, Any]]) -> None:
